@@ -1,0 +1,152 @@
+"""The command line: assembles everything, is imported by nobody.
+
+Exit codes: 0 done; 2 usage; 3 data integrity; 4 stopped by an alarm; 75 preempted after a saved checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+USAGE, DATA = 2, 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code. Errors of the user are one sentence, MEDFAST_TRACEBACK=1 shows all."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options) or 0
+    except Exception as error:  # noqa: BLE001 - the one place that turns errors into sentences and exit codes
+        code = _exit_code(error)
+        if code is None or os.environ.get("MEDFAST_TRACEBACK"):
+            raise
+        print(f"medfast: {error}", file=sys.stderr)
+        return code
+
+
+def _exit_code(error: Exception) -> int | None:
+    from medfast.data.store import DataError
+
+    if isinstance(error, DataError):
+        return DATA
+    if isinstance(error, (ValueError, FileNotFoundError, ModuleNotFoundError)):
+        return USAGE
+    return None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="medfast", description="Pretraining of 3D medical transformers on CT volumes.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    doctor = commands.add_parser("doctor", help="what is installed, what is missing, which backend each operator uses")
+    doctor.set_defaults(run=_doctor)
+
+    data = commands.add_parser("data", help="prepare and check volumes").add_subparsers(required=True, metavar="VERB")
+    prepare = data.add_parser("prepare", help="resample a folder of NIfTI CT once into a store")
+    prepare.add_argument("input", type=Path, metavar="INPUT", help="folder with .nii / .nii.gz files, or one file")
+    prepare.add_argument("--store", type=Path, required=True, help="folder to write; an unfinished one is resumed")
+    prepare.add_argument("--spacing", type=float, default=2.0, help="isotropic voxel size in mm (default 2)")
+    prepare.add_argument("--max-bad", type=float, default=0.02, metavar="SHARE",
+                         help="exit 3 when more than this share is unusable (default 0.02; 1 takes whatever is usable)")  # fmt: skip
+    prepare.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    prepare.set_defaults(run=_prepare)
+    verify = data.add_parser("verify", help="re-hash every volume of a store")
+    verify.add_argument("store", type=Path, metavar="STORE")
+    verify.set_defaults(run=_verify)
+    phantoms = data.add_parser("phantoms", help="write CT-like NIfTI phantoms, to try medfast without data")
+    phantoms.add_argument("folder", type=Path, metavar="FOLDER")
+    phantoms.add_argument("--count", type=int, default=12)
+    phantoms.add_argument("--seed", type=int, default=0)
+    phantoms.set_defaults(run=_phantoms)
+
+    pretrain = commands.add_parser("pretrain", help="run an experiment")
+    pretrain.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, e.g. configs/smart.yaml")
+    pretrain.add_argument("--tiny", action="store_true", help="shrink any preset to seconds a step on two cores")
+    pretrain.add_argument("--steps", type=int, help="length of the run in optimizer steps")
+    pretrain.add_argument("overrides", nargs="*", metavar="section.key=value")
+    pretrain.set_defaults(run=_pretrain)
+
+    report = commands.add_parser("report", help="one self-contained page about a run")
+    report.add_argument("run_folder", type=Path, metavar="RUN")
+    report.add_argument("--store", type=Path, help="where the store is now, if it has moved since the run")
+    report.set_defaults(run=_report)
+    return parser
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from medfast.doctor import doctor
+
+    print(doctor())
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from medfast.data.prepare import prepare
+
+    prepare(options.input, options.store, spacing=options.spacing, max_bad=options.max_bad, jobs=options.jobs)
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from medfast.data.store import Store, verify
+
+    verify(options.store)
+    print(f"{len(Store(options.store))} volumes, every hash is right")
+
+
+def _phantoms(options: argparse.Namespace) -> None:
+    from medfast.data.phantom import write_phantoms
+
+    write_phantoms(options.folder, options.count, seed=options.seed)
+    print(f"{options.count} phantoms in {options.folder}")
+
+
+def _pretrain(options: argparse.Namespace) -> None:
+    from medfast import config as configuration
+    from medfast.data.loader import open_stream
+    from medfast.training import pretrain
+
+    config = configuration.load(options.config, *options.overrides, tiny=options.tiny, steps=options.steps)
+    _require(config, "out", "out=runs/NAME", "the run folder")
+    _require(config.setdefault("data", {}), "store", "data.store=STORE", "the prepared volumes (medfast data prepare)")
+    objective = configuration.build(config)
+    train = {"seed": 0, **config.get("train", {})}
+    streams = {
+        split: open_stream(config["data"], seed=train["seed"], batch=train["batch"], views=objective.views, split=split)
+        for split in ("train", "holdout")
+    }
+    pretrain(objective, config, streams["train"], streams["holdout"])
+
+
+def _report(options: argparse.Namespace) -> None:
+    from medfast import config as configuration
+    from medfast.data.loader import open_stream
+    from medfast.evaluation import report
+    from medfast.training import checkpoint
+
+    resolved = options.run_folder / "config.resolved.yaml"
+    if not resolved.exists():
+        raise FileNotFoundError(f"{options.run_folder} is no run folder: it has no config.resolved.yaml")
+    config = configuration.load(resolved)
+    if options.store is not None:
+        config["data"]["store"] = str(options.store)
+    objective = configuration.build(config)
+    newest = checkpoint.latest(options.run_folder)
+    if newest is None:
+        raise FileNotFoundError(f"{options.run_folder} has no finished checkpoint yet; nothing to report")
+    checkpoint.read_into(objective, newest)
+    train = config["train"]
+    holdout = open_stream(
+        config["data"], seed=train["seed"], batch=train["batch"], views=objective.views, split="holdout"
+    )
+    print(report(options.run_folder, objective, holdout, config))
+
+
+def _require(section: dict, key: str, example: str, what: str) -> None:
+    if not section.get(key):
+        raise ValueError(f"{what} is not given: add {example} to the command line")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
