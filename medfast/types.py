@@ -102,10 +102,17 @@ class Output:
 
 @runtime_checkable
 class Backbone(Protocol):
-    """Encoder. channels, strides: of each entry of ``Features.stages``, strides in voxels."""
+    """Encoder. channels, strides: of each entry of ``Features.stages``, strides in voxels.
+
+    in_channels: of the volume. embed: width of the embedding, and so of ``fill``. semantic_attention: number, from 1, of
+    the stage whose tokens [CLS] attends to, which ``Features.attention`` tells of; None where there is no [CLS].
+    """
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
+    in_channels: int
+    embed: int
+    semantic_attention: int | None
 
     def __call__(
         self, volume: Tensor, mask: Mask | None = None, fill: Tensor | None = None, key: Key | None = None

@@ -1,4 +1,13 @@
-from .key import Key, Role, philox_words
-from .random import random_ids, random_keep, random_normal, random_uniform
+"""Operators of 3D transformers, each with a definition in plain PyTorch and faster backends beside it."""
 
-__all__ = ["Key", "Role", "philox_words", "random_ids", "random_keep", "random_normal", "random_uniform"]
+from . import reference
+from .class_token import class_attention
+from .key import Key, Role, philox_words
+from .masking import attention_mask
+from .random import random_ids, random_keep, random_normal, random_uniform
+from .window import window_attention
+
+__all__ = [
+    "Key", "Role", "attention_mask", "class_attention", "philox_words", "random_ids", "random_keep", "random_normal",
+    "random_uniform", "reference", "window_attention",
+]  # fmt: skip

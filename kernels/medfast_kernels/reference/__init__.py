@@ -1,0 +1,11 @@
+"""Every operator in plain PyTorch: differentiable, fp64 too, any device. The definition the backends are held to."""
+
+from ..class_token import class_attention
+from ..masking import attention_mask
+from ..random import random_ids, random_keep, random_normal, random_uniform
+from .window import window_attention, window_attention_weights
+
+__all__ = [
+    "attention_mask", "class_attention", "random_ids", "random_keep", "random_normal", "random_uniform",
+    "window_attention", "window_attention_weights",
+]  # fmt: skip

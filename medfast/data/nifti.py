@@ -1,0 +1,220 @@
+"""Reading NIfTI without believing it.
+
+Bytes are read once, hashed, inflated whole (only that checks the CRC), and the raw header is judged before anything
+repairs it. What readers disagree about is refused, because then no answer is safe.
+
+Voxels come back as (d, h, w): d from inferior to superior, h from posterior to anterior, w from left to right, that is
+RAS+ with its axes reversed, so that w is the fastest axis as in the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+try:
+    from isal import isal_zlib as inflater  # type: ignore[import-not-found]  # twice as fast as zlib
+except ImportError:
+    inflater = zlib
+
+__all__ = ["Bad", "Image", "parse", "read"]
+
+MAX_CONFLICT = 0.01  # share of a voxel by which qform, sform and pixdim may differ
+MAX_SHEAR = 0.01  # cosine between two axes that should be orthogonal
+MAX_ANGLE = 5.0  # degrees off the body's axes before an image is noted as oblique
+
+
+class Bad(ValueError):
+    """A file that must not be trained on. kind: the class of the fault, one word, part of the public interface."""
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass
+class Image:
+    """Decoded file. stored: (d, h, w) view of the stored numbers, HU = stored * slope + inter; affine: 4x4, (d, h, w, 1)
+    to RAS mm; spacing: mm (d, h, w); orientation: axis codes of the file's own order; angle: degrees off the body's axes.
+    """
+
+    stored: np.ndarray
+    slope: float
+    inter: float
+    affine: np.ndarray
+    spacing: np.ndarray
+    orientation: str
+    angle: float
+    notes: list[str] = field(default_factory=list)
+
+
+def read(file: Path) -> tuple[str, bytes]:
+    """SHA-256 and bytes of a file."""
+    data = file.read_bytes()
+    return hashlib.sha256(data).hexdigest(), data
+
+
+def parse(data: bytes) -> Image:
+    """Image in the bytes of a .nii or .nii.gz, told apart by content and not by name. Raises Bad."""
+    data = inflate(data)
+    header = _header(data)
+    notes: list[str] = []
+    shape, dtype = _shape(header), _dtype(header)
+    affine = _affine(header, notes)
+    offset = int(header["vox_offset"])
+    needed = offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if offset < header.sizeof_hdr:
+        raise Bad("not-nifti", f"voxels would start at byte {offset}, inside the header")
+    if len(data) < needed:
+        raise Bad("short-file", f"the header promises {needed} bytes, the file has {len(data)}")
+    stored = np.frombuffer(data, dtype, int(np.prod(shape, dtype=np.int64)), offset).reshape(shape, order="F")
+    slope, inter = _scaling(header)
+    return _oriented(stored, slope, inter, affine, notes)
+
+
+def inflate(data: bytes) -> bytes:
+    """The bytes themselves, or what they hold if they are gzip; every member whole and with the right CRC, else Bad."""
+    if not data:
+        raise Bad("not-nifti", "the file is empty")
+    if data[:2] != b"\x1f\x8b":
+        return data
+    members = []
+    while data[:2] == b"\x1f\x8b":
+        stream = inflater.decompressobj(16 + zlib.MAX_WBITS)
+        try:
+            members.append(stream.decompress(data))
+        except inflater.error as error:
+            raise Bad("gzip-crc", f"the compressed data are damaged ({error})") from None
+        if not stream.eof:
+            raise Bad("gzip-truncated", "the compressed data end before their end mark; the file is incomplete")
+        data = stream.unused_data
+    if data.strip(b"\0"):
+        raise Bad("gzip-crc", f"{len(data)} bytes that are no gzip follow the compressed data")
+    return b"".join(members)
+
+
+def _header(data: bytes) -> nib.Nifti1Header:
+    for kind, size, magic in ((nib.Nifti1Header, 348, slice(344, 348)), (nib.Nifti2Header, 540, slice(4, 12))):
+        if len(data) < size or data[magic][:1] != b"n":
+            continue
+        if data[magic][:3] in (b"ni1", b"ni2"):
+            raise Bad("not-nifti", "the header of a .hdr/.img pair; convert it into one .nii file")
+        if data[magic][:3] not in (b"n+1", b"n+2"):
+            continue
+        for endianness in "<>":
+            if np.frombuffer(data, f"{endianness}i4", 1)[0] == size:
+                return kind(data[:size], endianness=endianness, check=False)
+    looks = "text" if data[:64].isascii() and data[:64].decode().isprintable() else "bytes of another format"
+    raise Bad("not-nifti", f"no NIfTI header: {len(data)} bytes that look like {looks}")
+
+
+def _shape(header: nib.Nifti1Header) -> tuple[int, int, int]:
+    axes = int(header["dim"][0])
+    if not 1 <= axes <= 7:
+        raise Bad("not-nifti", f"the header names {axes} axes")
+    dim = [int(n) for n in header["dim"][1 : axes + 1]]
+    if min(dim) < 1:
+        raise Bad("not-nifti", f"the header's shape is {dim}")
+    while len(dim) > 3 and dim[-1] == 1:
+        dim.pop()
+    if len(dim) > 3:
+        raise Bad("4d", f"shape {dim} has {len(dim)} axes; a CT volume has three. Split it into volumes")
+    if len(dim) < 3 or min(dim) < 2:
+        raise Bad("2d", f"shape {dim} is no volume")
+    return dim[0], dim[1], dim[2]
+
+
+def _dtype(header: nib.Nifti1Header) -> np.dtype:
+    code = int(header["datatype"])
+    try:
+        dtype = header.get_data_dtype()
+    except nib.spatialimages.HeaderDataError:
+        raise Bad("voxel-type", f"unknown voxel type {code}") from None
+    if dtype.kind not in "iuf":
+        raise Bad("voxel-type", f"voxels are {header._data_type_codes.label[code]}, not one real number each")
+    if int(header["bitpix"]) not in (0, 8 * dtype.itemsize):
+        raise Bad("voxel-type", f"voxel type {dtype} contradicts bitpix {int(header['bitpix'])}")
+    return dtype
+
+
+def _scaling(header: nib.Nifti1Header) -> tuple[float, float]:
+    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+    if not np.isfinite(slope) or slope == 0:
+        return 1.0, 0.0
+    if not np.isfinite(inter):
+        raise Bad("voxel-type", f"scl_slope is {slope} but scl_inter is {inter}")
+    return slope, inter
+
+
+def _affine(header: nib.Nifti1Header, notes: list[str]) -> np.ndarray:
+    """4x4, (i, j, k, 1) of the file to RAS mm. Where the header gives several answers they must agree."""
+    unit = int(header["xyzt_units"]) & 7
+    if unit not in (0, 2):
+        name = {1: "metres", 3: "micrometres"}.get(unit, f"unit {unit}")
+        raise Bad("spacing", f"the header gives lengths in {name}, which most readers ignore; rewrite it in mm")
+    pixdim = np.abs(header["pixdim"][1:4].astype(np.float64))
+    sound = bool(np.isfinite(pixdim).all() and (pixdim > 0).all())
+    if not sound:
+        notes.append("pixdim")
+    answers = {}
+    if int(header["sform_code"]) > 0:
+        answers["sform"] = header.get_sform().astype(np.float64)
+    if int(header["qform_code"]) > 0 and sound:
+        answers["qform"] = _qform(header)
+    if not answers:
+        if not sound:
+            raise Bad("spacing", f"no voxel size: pixdim is {header['pixdim'][1:4].tolist()} and there is no affine")
+        notes.append("no-orientation")
+        return np.diag([*pixdim, 1.0])
+    for name, affine in answers.items():
+        columns = np.linalg.norm(affine[:3, :3], axis=0)
+        if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6 * max(columns.prod(), 1e-12):
+            raise Bad("affine", f"the {name} is singular or not finite")
+    _agree(answers, pixdim if sound else None)
+    return answers.get("sform", answers.get("qform"))
+
+
+def _qform(header: nib.Nifti1Header) -> np.ndarray:
+    try:
+        return header.get_qform().astype(np.float64)
+    except (ValueError, nib.spatialimages.HeaderDataError) as error:
+        raise Bad("affine", f"the qform cannot be read ({error})") from None
+
+
+def _agree(answers: dict[str, np.ndarray], pixdim: np.ndarray | None) -> None:
+    axes = {name: affine[:3, :3] for name, affine in answers.items()}
+    sizes = {name: np.linalg.norm(matrix, axis=0) for name, matrix in axes.items()}
+    if len(axes) == 2:
+        # Origins may differ (a template's sform); they do not touch the voxels that are stored.
+        apart = np.linalg.norm(axes["sform"] - axes["qform"], axis=0) / sizes["qform"]
+        if apart.max() > MAX_CONFLICT:
+            raise Bad("qform-sform", f"qform and sform differ by {apart.max():.0%} of a voxel; readers take either")
+    elif pixdim is not None:
+        (name, size), = sizes.items()
+        if (np.abs(size - pixdim) > MAX_CONFLICT * pixdim).any():
+            raise Bad("qform-sform", f"{name} says voxels of {np.round(size, 4).tolist()} mm, "
+                                     f"pixdim says {np.round(pixdim, 4).tolist()}; readers take either")  # fmt: skip
+
+
+def _oriented(stored: np.ndarray, slope: float, inter: float, affine: np.ndarray, notes: list[str]) -> Image:
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    lean = np.abs(axes.T @ axes - np.eye(3)).max()
+    if lean > MAX_SHEAR:
+        raise Bad("shear", f"the axes are {90 - np.degrees(np.arccos(min(lean, 1.0))):.1f} degrees off a right angle "
+                           "(gantry tilt); resample the series to a straight grid first")  # fmt: skip
+    codes = nib.orientations.io_orientation(affine)
+    orientation = "".join(nib.orientations.ornt2axcodes(codes))
+    straight = nib.orientations.apply_orientation(stored, codes)
+    affine = affine @ nib.orientations.inv_ornt_aff(codes, stored.shape)
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    angle = float(np.degrees(np.arccos(np.clip(np.diag(axes).min(), -1, 1))))
+    if angle > MAX_ANGLE:
+        notes.append("oblique")
+    reverse = affine[:, [2, 1, 0, 3]]
+    return Image(straight.transpose(2, 1, 0), slope, inter, reverse, np.linalg.norm(reverse[:3, :3], axis=0),
+                 orientation, round(angle, 3), notes)  # fmt: skip

@@ -1,0 +1,144 @@
+"""A folder of prepared volumes: what ``medfast data prepare`` writes and what the loader reads.
+
+    store/STORE.json                  format, version, recipe and its hash
+          index.jsonl                 one line per volume, append-only; a torn last line is no line
+          volumes/<id>.npy            int16 HU, (d, h, w); see ``nifti`` for the directions of the axes
+          private/sources.jsonl       which file each id came from
+          private/quarantine.jsonl    which files were refused, and why
+
+An index line holds: id; shape (d, h, w); hash (SHA-256 of the .npy file); bytes (its size); voxels (SHA-256 of the
+decoded source voxels); spacing in mm (d, h, w); affine, 4x4, (d, h, w, 1) to RAS millimetres; percentiles in HU; body,
+the box [d0, h0, w0, d1, h1, w1) of the largest body; foreground, the share of voxels above -500 HU; source, shape,
+spacing, orientation and angle as they were; notes. Nothing outside ``private/`` names a source file, repeats text of
+its header or holds a date.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["DataError", "Store", "append", "digest", "read_lines", "recipe_hash", "verify", "write_atomic"]
+
+FORMAT = "medfast store"
+VERSION = 1
+
+
+class DataError(Exception):
+    """The data cannot be trusted or there is none; the command line exits with 3."""
+
+
+class Store:
+    """Read side of a store. Picklable, holds no open file.
+
+    ``records``: the index, sorted by id. ``recipe``: the settings that every volume was made with. Raises DataError
+    where there is no store, its version is another, or an index line is broken.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        described = self.path / "STORE.json"
+        if not described.is_file():
+            raise DataError(f"{self.path} is no store: it has no STORE.json. 'medfast data prepare' makes one.")
+        about = json.loads(described.read_text())
+        if about.get("format") != FORMAT or about.get("version") != VERSION:
+            raise DataError(f"{described} says {about.get('format')!r} version {about.get('version')!r}; "
+                            f"this medfast reads {FORMAT!r} version {VERSION}. Prepare the volumes again.")  # fmt: skip
+        self.recipe: dict[str, Any] = about["recipe"]
+        self.records = sorted(read_lines(self.path / "index.jsonl"), key=lambda record: record["id"])
+        self._checked: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def file(self, index: int) -> Path:
+        return self.path / "volumes" / f"{self.records[index]['id']}.npy"
+
+    def volume(self, index: int) -> np.ndarray:
+        """Read-only int16 memory map (d, h, w) in HU. Its hash is checked on first touch; a mismatch is a DataError."""
+        if index not in self._checked:
+            if problem := self.problem(index):
+                raise DataError(f"{problem}. Delete its line from index.jsonl and run 'medfast data prepare' again.")
+            self._checked.add(index)
+        return np.load(self.file(index), mmap_mode="r", allow_pickle=False)
+
+    def problem(self, index: int) -> str | None:
+        """What is wrong with a volume's file, or None."""
+        record, file = self.records[index], self.file(index)
+        if not file.is_file():
+            return f"volume {record['id']} of the index is missing from {file.parent}"
+        if file.stat().st_size != record["bytes"]:
+            return f"volume {record['id']} has {file.stat().st_size} bytes, its index line says {record['bytes']}"
+        if digest(file) != record["hash"]:
+            return f"volume {record['id']} is not what was written: its SHA-256 differs from its index line"
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        if array.dtype != np.int16 or list(array.shape) != record["shape"]:
+            return f"volume {record['id']} is {array.dtype} {array.shape}, its index line says int16 {record['shape']}"
+        return None
+
+
+def verify(store: Store) -> int:
+    """Hash every volume again. Returns how many there are; raises DataError naming all that changed."""
+    problems = [problem for index in range(len(store)) if (problem := store.problem(index))]
+    if problems:
+        raise DataError(f"{len(problems)} of {len(store)} volumes are damaged:\n  " + "\n  ".join(problems))
+    return len(store)
+
+
+def digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def recipe_hash(recipe: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file; [] if there is none. A last line without its newline was never finished."""
+    if not file.exists():
+        return []
+    *lines, _torn = file.read_bytes().split(b"\n")
+    try:
+        return [json.loads(line) for line in lines if line]
+    except json.JSONDecodeError as error:
+        raise DataError(f"{file} has a line that is no JSON ({error}); restore it, or prepare the store again") from None
+
+
+def append(file: Path, row: Mapping[str, Any]) -> None:
+    """Add one row for good: it is on the disk when this returns. A torn tail of a killed run is cut off first."""
+    with file.open("a+b") as stream:
+        end = stream.seek(0, os.SEEK_END)
+        if end:
+            stream.seek(end - 1)
+            if stream.read(1) != b"\n":
+                stream.seek(0)
+                stream.truncate(stream.read().rfind(b"\n") + 1)
+        stream.write(json.dumps(row).encode() + b"\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def write_atomic(file: Path, data: bytes, temporary: Path) -> None:
+    """Write under ``temporary``, force it to the disk, read it back, then give it its name.
+
+    Raises DataError where the disk returns something else than was written.
+    """
+    with temporary.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    if digest(temporary) != hashlib.sha256(data).hexdigest():
+        raise DataError(f"{temporary} does not hold what was written to it: check the disk")
+    os.replace(temporary, file)
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,169 @@
+"""Is what the model fills in better than what anybody could fill in without learning? Masked L1 against predictors.
+
+Held-out crops, clean targets, and masks that depend on nothing but the crop's number, so runs can be compared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import medfast_kernels as mk
+import torch
+from torch import Tensor
+
+from medfast.objectives.masking import random_cells
+from medfast.types import Batch, Objective
+
+from . import baselines
+
+__all__ = ["GATE", "Score", "cell_size", "fixed_masks", "held_out", "measure", "score"]
+
+GATE = 0.75  # share of the median predictor's L1 that a model has to reach before "it learned" may be said
+SIGMAS = (1.0, 2.0, 4.0, 8.0)  # voxels
+_MICRO = 2  # crops at a time, so that a full-size preset fits where it trained
+
+Picture = dict[str, tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Masked L1 in window units (0 to 1), the mean over ``crops`` crops, where each view counts as a crop.
+
+    mask: "fixed" or "own". views: of an objective. hidden: share of voxels. l1: "model", "median_crop", "median_visible", "nearest", and for each sigma "smoothed_1", "nearest_smoothed_1" ...
+    """
+
+    mask: str
+    crops: int
+    views: int
+    hidden: float
+    l1: dict[str, float]
+
+    def best(self, *prefixes: str) -> tuple[str, float]:
+        """Name and value of the lowest L1 among predictors whose name starts with one of ``prefixes``."""
+        return min(((n, v) for n, v in self.l1.items() if n.startswith(prefixes)), key=lambda pair: pair[1])
+
+    @property
+    def median_ratio(self) -> float:
+        """Model over the better of the two medians; ``GATE`` or less passes."""
+        return self.l1["model"] / max(self.best("median")[1], 1e-12)
+
+    @property
+    def passes(self) -> bool:
+        return self.median_ratio <= GATE and self.l1["model"] < self.best("nearest", "smoothed")[1]
+
+    def to_json(self) -> dict:
+        return {
+            "mask": self.mask,
+            "crops": self.crops,
+            "views": self.views,
+            "hidden": self.hidden,
+            "l1": self.l1,
+            "model_over_median": self.median_ratio,
+            "best_interpolation": self.best("nearest", "smoothed")[0],
+            "passes": self.passes,
+        }
+
+
+def held_out(stream, crops: int) -> Iterator[Batch]:
+    """``crops`` crops of the stream in small batches, the same for every call: slots of steps 0, 1, 2, ... in order."""
+    size = min(_MICRO, stream.batch_size)
+    for first in range(0, crops, size):
+        numbers = range(first, min(first + size, crops))
+        for step in sorted({n // stream.batch_size for n in numbers}):
+            yield stream.batch(step, [n % stream.batch_size for n in numbers if n // stream.batch_size == step])
+
+
+def cell_size(hidden: Tensor) -> tuple[int, ...]:
+    """Edge of a mask's cells per axis, read off (b, *size) bool: all changes along an axis are multiples of it."""
+    edges = []
+    for axis in range(1, hidden.dim()):
+        rows = hidden.movedim(axis, -1).reshape(-1, hidden.shape[axis])
+        places = (rows[:, 1:] != rows[:, :-1]).any(0).nonzero().flatten() + 1
+        edges.append(math.gcd(*places.tolist()) or hidden.shape[axis])
+    return tuple(edges)
+
+
+def fixed_masks(batch: Batch, drawn: tuple[Tensor, ...]) -> Batch:
+    """The batch with random masks as targets, as many cells and of the size that the objective itself has ``drawn``.
+
+    drawn: (b, *size) bool per view. A mask depends on step, slot and view alone.
+    """
+    masks = []
+    for view, hidden in enumerate(drawn):
+        cells = tuple(-(-a // edge) for a, edge in zip(hidden.shape[1:], cell_size(hidden), strict=True))
+        count = round(float(hidden.float().mean()) * math.prod(cells))
+        key = batch.key._replace(seed=0).at(mk.Role.MASK, view=view)
+        masks.append(random_cells(cells, count, key).where)
+    return replace(batch, targets={**batch.targets, "mask": tuple(masks)})
+
+
+def measure(objective: Objective, stream, crops: int = 16) -> tuple[Score, ...]:
+    """Scores under fixed random masks ("fixed") and the objective's own ("own"); () where it reconstructs nothing.
+
+    Crops in which nothing is hidden, or nothing is left to interpolate from, are left out.
+    """
+    if not hasattr(objective, "picture"):
+        return ()
+    objective.eval()
+    device = next(objective.parameters()).device
+    tallies = {"fixed": _Tally(), "own": _Tally()}
+    for batch in held_out(stream, crops):
+        batch = batch.to(device)
+        own = objective.picture(batch)
+        if "reconstruction" not in own:
+            return ()
+        tallies["own"].add(batch, own)
+        tallies["fixed"].add(batch, objective.picture(fixed_masks(batch, own["mask"])))
+    return tuple(tally.score(kind, objective.views) for kind, tally in tallies.items() if tally.count)
+
+
+class _Tally:
+    """Sums over crops and views."""
+
+    def __init__(self):
+        self.count, self.hidden, self.l1 = 0, 0.0, defaultdict(float)
+
+    def add(self, batch: Batch, picture: Picture) -> None:
+        for view, (truth, hidden) in enumerate(zip(batch.views, picture["mask"], strict=True)):
+            real = torch.ones_like(hidden) if not batch.valid or batch.valid[view] is None else batch.valid[view]
+            usable = (real & hidden).flatten(1).any(1) & (real & ~hidden).flatten(1).any(1)
+            if not usable.any():
+                continue
+            parts = (x[usable] for x in (truth, picture["reconstruction"][view], hidden, real))
+            for name, value in score(*parts).items():
+                self.l1[name] += float(value.sum())
+            self.hidden += float(hidden[usable].float().flatten(1).mean(1).sum())
+            self.count += int(usable.sum())
+
+    def score(self, kind: str, views: int) -> Score:
+        l1 = {name: total / self.count for name, total in self.l1.items()}
+        return Score(kind, self.count, views, self.hidden / self.count, l1)
+
+
+def score(truth: Tensor, reconstruction: Tensor, hidden: Tensor, valid: Tensor) -> dict[str, Tensor]:
+    """Masked L1 (b,) of the model and of every baseline on the hidden, valid voxels of each crop; names as in ``Score``.
+
+    truth, reconstruction: (b, c, *size); hidden, valid: (b, *size) bool. Each crop needs a hidden and a visible voxel.
+    """
+    truth = truth.float()
+    visible, judged = valid & ~hidden, (valid & hidden).unsqueeze(1)
+
+    def l1(prediction: Tensor) -> Tensor:
+        wrong = ((prediction.float() - truth).abs() * judged).flatten(1).sum(1)
+        return wrong / judged.expand_as(truth).flatten(1).sum(1)
+
+    filled = baselines.nearest(truth, visible)
+    out = {
+        "model": l1(reconstruction),
+        "median_crop": l1(baselines.median(truth, valid)),
+        "median_visible": l1(baselines.median(truth, visible)),
+        "nearest": l1(filled),
+    }
+    for sigma in SIGMAS:
+        edge = baselines.gaussian(torch.ones_like(filled), sigma)  # the blur counts the outside as 0; this undoes it
+        out[f"smoothed_{sigma:g}"] = l1(baselines.smoothed(truth, visible, sigma, filled))
+        out[f"nearest_smoothed_{sigma:g}"] = l1(baselines.gaussian(filled, sigma) / edge)
+    return out
