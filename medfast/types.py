@@ -225,3 +225,7 @@ class Objective(nn.Module):
 
     def absorb(self, sums: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Take ``Output.sums``, added over micro-batches and ranks, once per optimizer step (centres)."""
+
+    def cells(self, size: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Mask cells per axis of a view of ``size`` voxels, or None where it takes no masks."""
+        return None

@@ -1,4 +1,4 @@
-"""Is it a CT in Hounsfield units, of a kind worth training on? Each test raises ``Bad`` with its class, or says nothing.
+"""Is it a CT in Hounsfield units, of a kind worth training on? Each test raises ``Bad`` with its class or is silent.
 
 Limits are part of a store's recipe (``LIMITS``), so a store holds what one set of limits let through.
 """
@@ -24,7 +24,7 @@ SLAB = 2**23
 
 
 def check_geometry(image: Image) -> None:
-    """Voxel size, slice thickness and extent. Thick slices are noted above the first limit, refused above the second."""
+    """Voxel size, slice thickness and extent. Thick slices are noted above one limit, refused above a second."""
     low, high = LIMITS["voxel_mm"]
     size = np.round(image.spacing, 5).tolist()
     if image.spacing.min() < low or image.spacing.max() > high:
@@ -42,8 +42,9 @@ def check_geometry(image: Image) -> None:
 
 
 def hounsfield(image: Image) -> tuple[np.ndarray, np.ndarray]:
-    """(volume, histogram): int16 (d, h, w) HU clamped to [AIR, TOP], and the counts of unclamped values in bins of BIN HU
-    from -1200 to 1600. Fractions of a HU are rounded. Raises Bad for values that are no numbers and for one value only.
+    """(volume, histogram): int16 (d, h, w) HU clamped to [AIR, TOP], and counts of a sample of the unclamped values in
+    bins of BIN HU from -1200 to 1600. Fractions of a HU are rounded. Raises Bad for values that are no numbers, or all
+    the same.
     """
     volume = np.empty(image.stored.shape, np.int16)
     edges = np.arange(-1200, 1600 + BIN, BIN)
@@ -75,7 +76,7 @@ def check_hounsfield(histogram: np.ndarray) -> None:
     air = (centre > -1080) & (centre < -920)
     dense = (centre > -300) & (centre < 1500)
     if not histogram.sum() or histogram[air].sum() < LIMITS["air_share"] * histogram.sum():
-        raise Bad("not-hu", "no air near -1000 HU: not a CT in Hounsfield units (offset of 1000 or 1024? MR? a window?)")
+        raise Bad("not-hu", "no air near -1000 HU: not a CT in Hounsfield units (offset of 1000? MR? a window?)")
     tissue = centre[dense][smooth[dense].argmax()]
     if not smooth[dense].any() or not -150 <= tissue <= 100:
         raise Bad("not-hu", f"beside air the commonest value is {tissue:.0f}, fat and soft tissue are -150 to 100 HU: "
@@ -93,7 +94,7 @@ def fingerprint(volume: np.ndarray) -> str:
     """SHA-256 of shape and voxels: equal for one scan in two files, whatever their headers and compression say."""
     found = hashlib.sha256(repr(volume.shape).encode())
     for plane in volume:
-        found.update(np.ascontiguousarray(plane))
+        found.update(plane.tobytes())
     return found.hexdigest()
 
 

@@ -46,13 +46,13 @@ def change(view: Tensor, params: Mapping[str, float]) -> Tensor:
     if "contrast" in params:
         mean = view.mean()
         view = ((view - mean) * params["contrast"] + mean).clamp_(0.0, 1.0)
-    return view**params["gamma"] if "gamma" in params else view
+    return view ** params["gamma"] if "gamma" in params else view
 
 
 def blur(view: Tensor, sigma: float) -> Tensor:
     """Gaussian blur of (d, h, w), cut at ceil(3 sigma) voxels, mirrored at the borders without repeating the edge."""
     for n in view.shape:
-        view = torch.tensordot(view, _filter(n, sigma), dims=([0], [1]))  # axis 0 goes to the end: three turns restore
+        view = view.movedim(0, -1) @ _filter(n, sigma).T  # the axis goes to the end: three turns restore the order
     return view.contiguous()
 
 

@@ -6,8 +6,8 @@ states the ranges of blur (sigma 1-2 voxels), multiplicative (0.75-1.25) and add
 family of augmentations. All numbers are on the [0, 1] scale after the HU window.
 
 Order of execution: blur, gain, shift, contrast (about the view's mean), gamma, noise; values are cut back to [0, 1]
-after shift, after contrast and after noise. Noise comes last here, and not first: it is keyed per voxel, so one piece of
-code adds it for all executors.
+after shift, after contrast and after noise. Noise comes last here, and not first: it is keyed per voxel, so one piece
+of code adds it for all executors.
 """
 
 from __future__ import annotations

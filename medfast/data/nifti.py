@@ -16,6 +16,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
 
 try:
     from isal import isal_zlib as inflater  # type: ignore[import-not-found]  # twice as fast as zlib
@@ -39,8 +40,10 @@ class Bad(ValueError):
 
 @dataclass
 class Image:
-    """Decoded file. stored: (d, h, w) view of the stored numbers, HU = stored * slope + inter; affine: 4x4, (d, h, w, 1)
-    to RAS mm; spacing: mm (d, h, w); orientation: axis codes of the file's own order; angle: degrees off the body's axes.
+    """Decoded file.
+
+    stored: (d, h, w) view of the stored numbers, HU = stored * slope + inter. affine: 4x4, (d, h, w, 1) to RAS mm.
+    spacing: mm (d, h, w). orientation: axis codes of the file's own order. angle: degrees off the body's axes.
     """
 
     stored: np.ndarray
@@ -109,7 +112,7 @@ def _header(data: bytes) -> nib.Nifti1Header:
         for endianness in "<>":
             if np.frombuffer(data, f"{endianness}i4", 1)[0] == size:
                 return kind(data[:size], endianness=endianness, check=False)
-    looks = "text" if data[:64].isascii() and data[:64].decode().isprintable() else "bytes of another format"
+    looks = "text" if data[:64].isascii() and b"\0" not in data[:64] else "another format"
     raise Bad("not-nifti", f"no NIfTI header: {len(data)} bytes that look like {looks}")
 
 
@@ -133,7 +136,7 @@ def _dtype(header: nib.Nifti1Header) -> np.dtype:
     code = int(header["datatype"])
     try:
         dtype = header.get_data_dtype()
-    except nib.spatialimages.HeaderDataError:
+    except (KeyError, HeaderDataError):
         raise Bad("voxel-type", f"unknown voxel type {code}") from None
     if dtype.kind not in "iuf":
         raise Bad("voxel-type", f"voxels are {header._data_type_codes.label[code]}, not one real number each")
@@ -163,7 +166,7 @@ def _affine(header: nib.Nifti1Header, notes: list[str]) -> np.ndarray:
         notes.append("pixdim")
     answers = {}
     if int(header["sform_code"]) > 0:
-        answers["sform"] = header.get_sform().astype(np.float64)
+        answers["sform"] = np.asarray(header.get_sform(), np.float64)
     if int(header["qform_code"]) > 0 and sound:
         answers["qform"] = _qform(header)
     if not answers:
@@ -175,14 +178,19 @@ def _affine(header: nib.Nifti1Header, notes: list[str]) -> np.ndarray:
         columns = np.linalg.norm(affine[:3, :3], axis=0)
         if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6 * max(columns.prod(), 1e-12):
             raise Bad("affine", f"the {name} is singular or not finite")
+        axes = affine[:3, :3] / columns
+        lean = np.abs(axes.T @ axes - np.eye(3)).max()
+        if lean > MAX_SHEAR:
+            raise Bad("shear", f"two axes of the {name} are {np.degrees(np.arcsin(min(lean, 1.0))):.1f} degrees off a "
+                               "right angle (gantry tilt); resample the series to a straight grid first")  # fmt: skip
     _agree(answers, pixdim if sound else None)
-    return answers.get("sform", answers.get("qform"))
+    return answers["sform"] if "sform" in answers else answers["qform"]
 
 
 def _qform(header: nib.Nifti1Header) -> np.ndarray:
     try:
-        return header.get_qform().astype(np.float64)
-    except (ValueError, nib.spatialimages.HeaderDataError) as error:
+        return np.asarray(header.get_qform(), np.float64)
+    except (ValueError, HeaderDataError) as error:
         raise Bad("affine", f"the qform cannot be read ({error})") from None
 
 
@@ -202,11 +210,6 @@ def _agree(answers: dict[str, np.ndarray], pixdim: np.ndarray | None) -> None:
 
 
 def _oriented(stored: np.ndarray, slope: float, inter: float, affine: np.ndarray, notes: list[str]) -> Image:
-    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    lean = np.abs(axes.T @ axes - np.eye(3)).max()
-    if lean > MAX_SHEAR:
-        raise Bad("shear", f"the axes are {90 - np.degrees(np.arccos(min(lean, 1.0))):.1f} degrees off a right angle "
-                           "(gantry tilt); resample the series to a straight grid first")  # fmt: skip
     codes = nib.orientations.io_orientation(affine)
     orientation = "".join(nib.orientations.ornt2axcodes(codes))
     straight = nib.orientations.apply_orientation(stored, codes)

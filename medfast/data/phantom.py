@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import torch
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from torch.nn import functional as F
 
 __all__ = ["trunk", "write_phantoms"]
@@ -17,7 +19,7 @@ ORIENTATIONS = ("RAS", "LPS", "LAS", "RPI")
 
 
 def write_phantoms(folder: str | Path, count: int, seed: int = 0) -> list[Path]:
-    """Write ``count`` different phantoms as .nii.gz, int16 HU, of several spacings and orientations. Returns the files."""
+    """Write ``count`` different phantoms as .nii.gz, int16 HU, of several spacings and orientations. Returns them."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = []
@@ -28,18 +30,12 @@ def write_phantoms(folder: str | Path, count: int, seed: int = 0) -> list[Path]:
         affine = np.diag([*spacing, 1.0])
         affine[:3, 3] = -np.array(SIZE) / 2
         image = nib.Nifti1Image(volume.transpose(2, 1, 0), affine)
-        wanted = nib.orientations.axcodes2ornt(ORIENTATIONS[number % len(ORIENTATIONS)])
-        image = image.as_reoriented(nib.orientations.ornt_transform(nib.orientations.io_orientation(affine), wanted))
+        wanted = axcodes2ornt(ORIENTATIONS[number % len(ORIENTATIONS)])
+        image = image.as_reoriented(ornt_transform(io_orientation(affine), wanted).tolist())
         image.header.set_xyzt_units("mm")
         files.append(folder / f"phantom_{number:03d}.nii.gz")
-        files[-1].write_bytes(_gzip(image.to_bytes()))
+        files[-1].write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
     return files
-
-
-def _gzip(data: bytes) -> bytes:
-    import gzip
-
-    return gzip.compress(data, compresslevel=1, mtime=0)
 
 
 def trunk(rng: np.random.Generator, spacing: tuple[float, float, float]) -> np.ndarray:
@@ -99,7 +95,8 @@ def _organs(hu, x, y, z, rng: np.random.Generator, inside: np.ndarray) -> None:
         hu[_ball(x, y, z, centre, radii) & inside] = value
     for _ in range(14):  # bowel, some loops with gas
         centre = rng.uniform((-80, -5, -150), (80, 70, -95))
-        hu[_ball(x, y, z, centre, rng.uniform(12, 22, 3)) & inside] = rng.choice([25, 40, 15, -940], p=[0.3, 0.3, 0.2, 0.2])
+        content = rng.choice([25, 40, 15, -940], p=[0.3, 0.3, 0.2, 0.2])
+        hu[_ball(x, y, z, centre, rng.uniform(12, 22, 3)) & inside] = content
 
 
 def _bones(hu, x, y, z, build: float, rng: np.random.Generator) -> None:
@@ -160,7 +157,7 @@ def _lesions(hu, x, y, z, rng: np.random.Generator) -> None:
 
 def _scan(hu: np.ndarray, spacing: tuple[float, float, float], rng: np.random.Generator) -> np.ndarray:
     """Blur of the scanner, noise that is stronger where more is absorbed, the scan circle's padding; int16."""
-    blurred = F.avg_pool3d(torch.from_numpy(hu)[None, None], (1, 3, 3), 1, (0, 1, 1), count_include_pad=False)[0, 0].numpy()
+    blurred = F.avg_pool2d(torch.from_numpy(hu), 3, 1, 1, count_include_pad=False).numpy()
     hu = 0.5 * hu + 0.5 * blurred
     white = rng.normal(size=hu.shape).astype(np.float32)
     grain = F.avg_pool2d(torch.from_numpy(white), 2, 1, 1)[:, : hu.shape[1], : hu.shape[2]].numpy()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["AIR", "KERNELS", "TOP", "grid", "new_affine", "resample", "resample_dali", "weights"]
+__all__ = ["AIR", "EXECUTORS", "KERNELS", "TOP", "grid", "new_affine", "resample", "resample_dali", "weights"]
 
 AIR, TOP = -1024, 3071
 KERNELS = ("triangle", "area", "linear")
@@ -38,7 +38,7 @@ def weights(old: int, count: int, scale: float, kernel: str) -> Tensor:
     """(count, old) float32, rows add up to one. Taps outside the volume fall on its first or last voxel."""
     if kernel not in KERNELS:
         raise ValueError(f"kernel is {kernel!r}; accepted are {', '.join(KERNELS)}")
-    half = {"triangle": max(1.0, scale), "linear": 1.0, "area": scale / 2 + 0.5}[kernel]
+    half = {"triangle": 1.0, "linear": 1.0, "area": scale / 2 + 0.5}[kernel]
     centre = (torch.arange(count, dtype=torch.float64) + 0.5) * scale - 0.5
     first = torch.floor(centre - half).long()
     taps = first[:, None] + torch.arange(int(2 * half) + 3)
@@ -64,23 +64,26 @@ def resample(volume: np.ndarray, spacing: np.ndarray, new: float = 2.0, kernel: 
     return out.round_().clamp_(AIR, TOP).to(torch.int16).numpy()
 
 
-def resample_dali(volume: np.ndarray, spacing: np.ndarray, new: float = 2.0) -> np.ndarray:
-    """The same with DALI's CPU operators, triangle kernel; within 1 HU of ``resample``. Needs the dali extra."""
-    from nvidia.dali import fn, pipeline_def, types
+def resample_dali(volume: np.ndarray, spacing: np.ndarray, new: float = 2.0, kernel: str = "triangle") -> np.ndarray:
+    """The same with DALI's CPU operators, triangle kernel only; within 1 HU of ``resample``. Needs the dali extra."""
+    if kernel != "triangle":
+        raise ValueError(f"DALI has no kernel {kernel!r} of this definition; accepted is 'triangle'")
+    from nvidia.dali import Pipeline, fn, types
 
     shape = grid(volume.shape, spacing, new)
     end = [m * new / float(mm) for m, mm in zip(shape, spacing, strict=True)]
     clamped = np.clip(volume, AIR, TOP).astype(np.float32)[..., None]
 
-    @pipeline_def(batch_size=1, num_threads=1, device_id=None)
-    def graph():
-        source = fn.external_source(source=lambda: [clamped], layout="DHWC", dtype=types.FLOAT)
+    pipeline = Pipeline(batch_size=1, num_threads=1, device_id=None)
+    with pipeline:
+        source = fn.external_source(source=lambda: [clamped], layout="DHWC")
         # The region says where the new grid ends; size alone would stretch the voxels to fit.
-        return fn.resize(source, size=list(shape), roi_start=[0.0, 0.0, 0.0], roi_end=end, antialias=True,
-                         interp_type=types.INTERP_LINEAR)  # fmt: skip
-
-    pipeline = graph()
+        pipeline.set_outputs(fn.resize(source, size=list(shape), roi_start=[0.0, 0.0, 0.0], roi_end=end,
+                                       antialias=True, interp_type=types.DALIInterpType.INTERP_LINEAR))  # fmt: skip
     pipeline.build()
     (out,) = pipeline.run()
     array = np.asarray(out.at(0))[..., 0]
     return np.clip(np.rint(array), AIR, TOP).astype(np.int16)
+
+
+EXECUTORS = {"torch": resample, "dali": resample_dali}

@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["DataError", "Store", "append", "digest", "read_lines", "recipe_hash", "verify", "write_atomic"]
+__all__ = ["DataError", "Store", "append", "digest", "read_lines", "recipe_hash", "sync_folder", "verify",
+           "write_durably"]  # fmt: skip
 
 FORMAT = "medfast store"
 VERSION = 1
@@ -64,9 +65,10 @@ class Store:
         """Read-only int16 memory map (d, h, w) in HU. Its hash is checked on first touch; a mismatch is a DataError."""
         if index not in self._checked:
             if problem := self.problem(index):
-                raise DataError(f"{problem}. Delete its line from index.jsonl and run 'medfast data prepare' again.")
+                raise DataError(f"{problem}. Delete {self.file(index)} and run 'medfast data prepare' again.")
             self._checked.add(index)
-        return np.load(self.file(index), mmap_mode="r", allow_pickle=False)
+        file = self.file(index)
+        return np.load(file, mmap_mode="r", allow_pickle=False)
 
     def problem(self, index: int) -> str | None:
         """What is wrong with a volume's file, or None."""
@@ -108,7 +110,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in lines if line]
     except json.JSONDecodeError as error:
-        raise DataError(f"{file} has a line that is no JSON ({error}); restore it, or prepare the store again") from None
+        raise DataError(f"{file} has a line that is no JSON ({error}); restore it or prepare again") from None
 
 
 def append(file: Path, row: Mapping[str, Any]) -> None:
@@ -125,20 +127,22 @@ def append(file: Path, row: Mapping[str, Any]) -> None:
         os.fsync(stream.fileno())
 
 
-def write_atomic(file: Path, data: bytes, temporary: Path) -> None:
-    """Write under ``temporary``, force it to the disk, read it back, then give it its name.
-
-    Raises DataError where the disk returns something else than was written.
-    """
-    with temporary.open("wb") as stream:
-        stream.write(data)
+def write_durably(file: Path, content: bytes | memoryview) -> str:
+    """Write, force to the disk, read back. Returns the SHA-256; DataError where the disk returns something else."""
+    with file.open("wb") as stream:
+        stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-    if digest(temporary) != hashlib.sha256(data).hexdigest():
-        raise DataError(f"{temporary} does not hold what was written to it: check the disk")
-    os.replace(temporary, file)
-    folder = os.open(file.parent, os.O_RDONLY)
+    found = digest(file)
+    if found != hashlib.sha256(content).hexdigest():
+        raise DataError(f"{file} does not hold what was written to it: check the disk")
+    return found
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder as durable as their contents."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)

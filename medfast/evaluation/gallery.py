@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medfast.objectives.held_out import crops
 from medfast.types import Batch, Objective
 
 from . import page, pictures
 from .pictures import PLANES, Plane
-from .reconstruction import held_out
 
 __all__ = ["gallery"]
 
@@ -29,19 +29,19 @@ def gallery(objective: Objective, stream, count: int = 3) -> str:
         return ""
     objective.eval()
     device = next(objective.parameters()).device
-    crops = []
+    drawn = []
     for number, (batch, row) in enumerate(_choose(stream, count)):
         if batch.views[0].dim() != 5:
             return ""
         shown = objective.picture(batch.to(device))
-        crops.append(_crop(number + 1, _one(batch, shown, row), _caption(stream, batch, row)))
-    return "".join(crops)
+        drawn.append(_crop(number + 1, _one(batch, shown, row), _caption(stream, batch, row)))
+    return "".join(drawn)
 
 
 def _choose(stream, count: int) -> Iterator[tuple[Batch, int]]:
     """Crops with most contrast, one per volume while there are enough: chosen by the truth, never by the result."""
     found = []
-    for batch in held_out(stream, CANDIDATES):
+    for batch in crops(stream, CANDIDATES, 2):
         volumes = batch.params.get("volume", torch.zeros(len(batch.views[0]), dtype=torch.int64))
         for row, volume in enumerate(volumes.tolist()):
             found.append((float(batch.views[0][row].std()), volume, batch, row))

@@ -5,21 +5,19 @@ Held-out crops, clean targets, and masks that depend on nothing but the crop's n
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import medfast_kernels as mk
 import torch
 from torch import Tensor
 
-from medfast.objectives.masking import random_cells
+from medfast.objectives.held_out import crops as held_out
+from medfast.objectives.held_out import with_masks
 from medfast.types import Batch, Objective
 
 from . import baselines
 
-__all__ = ["GATE", "Score", "cell_size", "fixed_masks", "held_out", "measure", "score"]
+__all__ = ["GATE", "Score", "measure", "score"]
 
 GATE = 0.75  # share of the median predictor's L1 that a model has to reach before "it learned" may be said
 SIGMAS = (1.0, 2.0, 4.0, 8.0)  # voxels
@@ -67,41 +65,10 @@ class Score:
         }
 
 
-def held_out(stream, crops: int) -> Iterator[Batch]:
-    """``crops`` crops of the stream in small batches, the same for every call: slots of steps 0, 1, 2, ... in order."""
-    size = min(_MICRO, stream.batch_size)
-    for first in range(0, crops, size):
-        numbers = range(first, min(first + size, crops))
-        for step in sorted({n // stream.batch_size for n in numbers}):
-            yield stream.batch(step, [n % stream.batch_size for n in numbers if n // stream.batch_size == step])
-
-
-def cell_size(hidden: Tensor) -> tuple[int, ...]:
-    """Edge of a mask's cells per axis, read off (b, *size) bool: all changes along an axis are multiples of it."""
-    edges = []
-    for axis in range(1, hidden.dim()):
-        rows = hidden.movedim(axis, -1).reshape(-1, hidden.shape[axis])
-        places = (rows[:, 1:] != rows[:, :-1]).any(0).nonzero().flatten() + 1
-        edges.append(math.gcd(*places.tolist()) or hidden.shape[axis])
-    return tuple(edges)
-
-
-def fixed_masks(batch: Batch, drawn: tuple[Tensor, ...]) -> Batch:
-    """The batch with random masks as targets, as many cells and of the size that the objective itself has ``drawn``.
-
-    drawn: (b, *size) bool per view. A mask depends on step, slot and view alone.
-    """
-    masks = []
-    for view, hidden in enumerate(drawn):
-        cells = tuple(-(-a // edge) for a, edge in zip(hidden.shape[1:], cell_size(hidden), strict=True))
-        count = round(float(hidden.float().mean()) * math.prod(cells))
-        key = batch.key._replace(seed=0).at(mk.Role.MASK, view=view)
-        masks.append(random_cells(cells, count, key).where)
-    return replace(batch, targets={**batch.targets, "mask": tuple(masks)})
-
-
 def measure(objective: Objective, stream, crops: int = 16) -> tuple[Score, ...]:
     """Scores under fixed random masks ("fixed") and the objective's own ("own"); () where it reconstructs nothing.
+
+    The fixed masks are those of the validation loss (``objectives.held_out``).
 
     Crops in which nothing is hidden, or nothing is left to interpolate from, are left out.
     """
@@ -110,13 +77,16 @@ def measure(objective: Objective, stream, crops: int = 16) -> tuple[Score, ...]:
     objective.eval()
     device = next(objective.parameters()).device
     tallies = {"fixed": _Tally(), "own": _Tally()}
-    for batch in held_out(stream, crops):
+    for batch in held_out(stream, crops, _MICRO):
         batch = batch.to(device)
-        own = objective.picture(batch)
-        if "reconstruction" not in own:
+        masked = with_masks(objective, batch)
+        if "mask" not in masked.targets:
             return ()
-        tallies["own"].add(batch, own)
-        tallies["fixed"].add(batch, objective.picture(fixed_masks(batch, own["mask"])))
+        for kind, shown in (("fixed", masked), ("own", batch)):
+            picture = objective.picture(shown)
+            if "reconstruction" not in picture:
+                return ()
+            tallies[kind].add(shown, picture)
     return tuple(tally.score(kind, objective.views) for kind, tally in tallies.items() if tally.count)
 
 

@@ -20,9 +20,10 @@ class Trunk(nn.Sequential):
     def __init__(self, width: int, hidden: tuple[int, ...] = (2048, 2048, 256)):
         layers: list[nn.Module] = []
         for wide, narrow in pairwise((width, *hidden)):
-            layers += [nn.Linear(wide, narrow), nn.GELU()]
-            nn.init.trunc_normal_(layers[-2].weight, std=0.02)
-            nn.init.zeros_(layers[-2].bias)
+            linear = nn.Linear(wide, narrow)
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+            layers += [linear, nn.GELU()]
         super().__init__(*layers[:-1])
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Prototype cross-entropy with centring and sharpening, and L1 on hidden voxels: in fp32 at least, whatever autocast says."""
+"""Prototype cross-entropy with centring and sharpening, and L1 on hidden voxels; fp32 at least, under any autocast."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def at_least_fp32(x: Tensor) -> Tensor:
 
 
 class Centres(nn.Module):
-    """Running means of the teacher's raw logits, one per distillation, subtracted before its softmax (DINO; SMART IV.C).
+    """Running means of the teacher's raw logits, subtracted before its softmax (DINO's centring; SMART IV.C).
 
-    names: of the distillations; each has a buffer (prototypes,), zero at the start. Centres move in ``absorb`` only, so
-    that all micro-batches and ranks of an optimizer step see the same.
+    names: of the distillations; each has one, a buffer (prototypes,), zero at the start. Centres move in ``absorb``
+    only, so that all micro-batches and ranks of an optimizer step see the same.
     """
 
     def __init__(self, names: Iterable[str], prototypes: int, momentum: float = 0.9):
@@ -71,6 +71,6 @@ def masked_l1(prediction: Tensor, target: Tensor, where: Tensor) -> Tensor:
 
 
 def entropy(distributions: Tensor) -> Tensor:
-    """Entropy in nats of the mean row of (..., prototypes): log K where all prototypes are used alike, 0 on collapse."""
+    """Entropy in nats of the mean row of (..., prototypes): log K where all of them are used alike, 0 on collapse."""
     mean = distributions.flatten(0, -2).mean(dim=0)
     return torch.special.entr(mean).sum().detach()

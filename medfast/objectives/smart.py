@@ -121,13 +121,13 @@ class SMART(Objective):
         if "gitd" in on and self.pools_last:
             self.trunk_final = Trunk(widest, widths)
         images = "aitd" in on or "gitd" in on
-        self.patch_last = "last_image" if images and heads == "shared" else "last_patch"
+        self.patch_layer = "image_last" if images and heads == "shared" else "patch_last"
         # with no image loss there is no image layer that the author's teacher could borrow for its patches
-        self.teacher_patch_last = "last_image" if images and heads != "mirrored" else "last_patch"
+        self.teacher_patch_layer = "image_last" if images and heads != "mirrored" else "patch_last"
         if images:
-            self.last_image = Prototypes(widths[-1], prototypes)
-        if "ampd" in on and self.patch_last == "last_patch":
-            self.last_patch = Prototypes(widths[-1], prototypes)
+            self.image_last = Prototypes(widths[-1], prototypes)
+        if "ampd" in on and self.patch_layer == "patch_last":
+            self.patch_last = Prototypes(widths[-1], prototypes)
         self.centres = Centres((name for name in on if name != "amip"), prototypes, centre_momentum)
 
     def _teacher_parts(self) -> list[str]:
@@ -136,9 +136,9 @@ class SMART(Objective):
         if self.teacher_drop:
             used.append("fill")
         if "ampd" in self.weights:
-            used.append(self.teacher_patch_last)
+            used.append(self.teacher_patch_layer)
         if self.centres.names:
-            used += ["norm_semantic", "trunk", "trunk_final", "last_image"]
+            used += ["norm_semantic", "trunk", "trunk_final", "image_last"]
         if "gitd" in self.weights and self.pools_last:
             used.append("norm_final")
         return [name for name in dict.fromkeys(used) if hasattr(self, name)]
@@ -206,8 +206,8 @@ class SMART(Objective):
         patch = name == "ampd"
         temperature = piecewise(self.temperatures["patch" if patch else "image"], t)
         return Sides(
-            getattr(self, self.patch_last if patch else "last_image"),
-            getattr(teacher, self.teacher_patch_last if patch else "last_image"),
+            getattr(self, self.patch_layer if patch else "image_last"),
+            getattr(teacher, self.teacher_patch_layer if patch else "image_last"),
             self.student_temperature,
             partial(self.centres, name, temperature=temperature),
         )

@@ -75,11 +75,11 @@ class SMIT(Objective):
         self.fill = nn.Parameter(torch.zeros(backbone.embed))
         distilled = [name for name in self.weights if name != "recon"]
         self.centres = Centres(distilled, prototypes, centre_momentum)
-        self.trunks = nn.ModuleDict({name: Trunk(backbone.channels[self.stage], head_widths) for name in distilled})
-        self.last = nn.ModuleDict({name: Prototypes(head_widths[-1], prototypes) for name in distilled})
+        self.head_trunk = nn.ModuleDict({name: Trunk(backbone.channels[self.stage], head_widths) for name in distilled})
+        self.head_last = nn.ModuleDict({name: Prototypes(head_widths[-1], prototypes) for name in distilled})
         if distilled:
             self.norm = nn.LayerNorm(backbone.channels[self.stage])
-            self.teacher = Teacher(self, "backbone", "norm", "trunks", "last")
+            self.teacher = Teacher(self, "backbone", "norm", "head_trunk", "head_last")
         if "recon" in self.weights:
             self.voxels = Voxels(backbone.channels[-1], backbone.strides[-1], backbone.in_channels)
 
@@ -122,7 +122,7 @@ class SMIT(Objective):
             return terms
         seen, taught = self._tokens(self, look.seen), self._tokens(teacher, look.taught)
         for name in self.centres.names:
-            trunk, teacher_trunk, sides = self.trunks[name], teacher.trunks[name], self._sides(name, teacher, t)
+            trunk, teacher_trunk, sides = self.head_trunk[name], teacher.head_trunk[name], self._sides(name, teacher, t)
             if name == "patch":
                 hidden = hidden_tokens(seen, look.mask)[0]
                 terms[name] = distil_patches(trunk(hidden), teacher_trunk(taught), look.mask, sides)
@@ -132,7 +132,7 @@ class SMIT(Objective):
 
     def _sides(self, name: str, teacher: Teacher, t: Tensor) -> Sides:
         sharpen = partial(self.centres, name, temperature=piecewise(self.temperatures[name], t))
-        return Sides(self.last[name], teacher.last[name], self.student_temperature, sharpen)
+        return Sides(self.head_last[name], teacher.head_last[name], self.student_temperature, sharpen)
 
     def _tokens(self, side: SMIT | Teacher, features: Features) -> Tensor:
         """Normalised tokens of the distilled stage, (2 b, n, width)."""
@@ -168,5 +168,5 @@ class SMIT(Objective):
         name = self.centres.names[0]
         rows = found["teacher"] if name == "patch" else self._tokens(teacher, look.taught).mean(dim=1)
         sides = self._sides(name, teacher, torch.tensor(t))
-        found["prototypes"] = sides.sharpen(sides.teacher(teacher.trunks[name](rows)))
+        found["prototypes"] = sides.sharpen(sides.teacher(teacher.head_trunk[name](rows)))
         return found

@@ -88,11 +88,10 @@ def test_dropped_samples_keep_the_residual_and_kept_ones_are_scaled():
 
 
 def test_stochastic_depth_scale_is_not_rounded_to_16_bits():
-    x, branch = torch.zeros(1, 1, dtype=torch.bfloat16), torch.full((1, 1), 1.5)
-    out = add_branch(x, branch, torch.tensor([True]), 0.0025)
+    x, branch = torch.zeros(1, 1, dtype=torch.bfloat16), torch.full((1, 1), 1.375, dtype=torch.bfloat16)
+    out = add_branch(x, branch, torch.tensor([True]), 0.1)
     assert out.dtype == torch.bfloat16
-    # in 16 bits 1 / (1 - rate) is 1, and 1.5 comes back
-    assert out.item() == 1.5078125
+    assert out.item() == 1.53125  # nearest to 1.5278; with the scale in 16 bits it would be 1.5234375
 
 
 @pytest.mark.parametrize(

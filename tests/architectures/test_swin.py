@@ -218,8 +218,19 @@ def test_rates_rise_linearly_and_every_branch_draws_for_itself():
     assert [block.rate for block in blocks] == pytest.approx([0.02 * i for i in range(14)])
     assert [block.layer for block in blocks] == list(range(0, 28, 2))
     block = Swin(**TINY, drop_path=0.5).stages[-1].blocks[-1]
-    key = Key(0, 0, torch.arange(64))
-    assert not torch.equal(block._keep(key, block.layer), block._keep(key, block.layer + 1))
+    torch.nn.init.zeros_(block.attn.proj.weight)
+    x, key = torch.randn(64, 2, 2, 2, 16), Key(0, 0, torch.arange(64))
+    attention, mlp = (mk.random_keep(0.5, key=key.at(mk.Role.DROP_PATH, layer=block.layer + i)) for i in (0, 1))
+    assert not torch.equal(attention, mlp)
+    assert torch.equal((block(x, key) != x).flatten(1).any(dim=1), mlp)  # the attention branch is zero here
+
+
+def test_attention_of_dropped_samples_is_not_computed():
+    block = Swin(**TINY).stages[0].blocks[0]
+    torch.nn.init.normal_(block.attn.proj.bias)
+    out = block.attn(torch.randn(2, 4, 4, 4, 8), torch.tensor([False, True]))
+    torch.testing.assert_close(out[0], block.attn.proj.bias.expand(4, 4, 4, -1))
+    assert not torch.allclose(out[1], block.attn.proj.bias.expand(4, 4, 4, -1))
 
 
 @pytest.mark.parametrize("taps", [None, "monai", "smit"])
@@ -266,6 +277,7 @@ def test_compiles_into_one_graph():
         results.append((*outputs, *torch.autograd.grad(weighted_sum(outputs), [fill, *swin.parameters()])))
     for eager, graph in zip(*results, strict=True):
         torch.testing.assert_close(graph, eager, rtol=1e-4, atol=1e-5)
+
 
 VOLUME = torch.zeros(2, 1, 8, 8, 8)
 

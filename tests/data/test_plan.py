@@ -42,6 +42,7 @@ def test_plan_does_not_depend_on_how_slots_are_split_or_ordered(name):
     assert len(np.unique(whole, axis=0)) == 24
     for other in (make(name, range(24), step=6), make(name, range(24), seed=4), make(name, range(24), stream=1)):
         assert not np.array_equal(flat(other)[:, 1:], whole[:, 1:])
+    assert not np.array_equal(make(name, range(24), stream=1).volume, make(name, range(24)).volume)
 
 
 def test_plan_is_part_of_a_run_and_must_not_change():

@@ -1,0 +1,92 @@
+"""Crops per second of the loader, appended to benchmarks/results/crops.jsonl.
+
+    python benchmarks/crops.py --store STORE [--executor torch dali] [--config smart author smit] [--workers 0 1 2]
+
+Each row is the best of several rounds of the whole path (plan, cut, execute, mark); a crop is one view.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from medfast.data.loader import open_stream
+
+RESULTS = Path(__file__).parent / "results" / "crops.jsonl"
+EVERY = {"gain": {"p": 0.8}, "shift": {"p": 0.5}, "contrast": {"p": 0.8}, "gamma": {"p": 1.0}}
+CONFIGS = {
+    "smart": {"size": 128, "window": [-500, 500]},
+    "author": {
+        "size": 128, "window": [-500, 500], "parent": [1.4, 1.8], "zoom": [0.8, 1.2],
+        "intensity": {"noise": {"p": [0.8, 0.5]}, "blur": {"p": [1.0, 0.5]}, **EVERY},
+    },
+    "smit": {"size": 96, "window": [-175, 250], "parent": 128 / 96},
+}  # fmt: skip
+
+
+def hardware() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return f"{len(os.sched_getaffinity(0))} x {model}"
+
+
+def commit() -> str:
+    found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "none"
+
+
+def versions() -> dict[str, str]:
+    found = {d.metadata["Name"]: d.version for d in metadata.distributions()}
+    return {name: v for name, v in found.items() if name == "torch" or name.startswith("nvidia-dali")}
+
+
+def measure(store: str, config: str, executor: str, workers: int, seconds: float, rounds: int) -> float:
+    section = {"store": store, "executor": executor, "workers": workers, **CONFIGS[config]}
+    stream = open_stream(section, seed=0, batch=4, views=2, split="train")
+    best, batches = 0.0, stream.run((step, range(4)) for step in range(1_000_000))
+    for _ in range(workers + 2):  # first touch, builds, and what was made ahead
+        next(batches)
+    for _ in range(rounds):
+        begin, count = time.perf_counter(), 0
+        while time.perf_counter() - begin < seconds:
+            count += sum(len(view) for view in next(batches).views)
+        best = max(best, count / (time.perf_counter() - begin))
+    batches.close()
+    return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--store", required=True)
+    parser.add_argument("--executor", nargs="+", default=["torch", "dali"], choices=["torch", "dali"])
+    parser.add_argument("--config", nargs="+", default=list(CONFIGS), choices=list(CONFIGS))
+    parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    for config in given.config:
+        for executor in given.executor:
+            for workers in given.workers:
+                rate = measure(given.store, config, executor, workers, given.seconds, given.rounds)
+                row = {
+                    "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "commit": commit(),
+                    "hardware": hardware(), "versions": versions(), "threads": torch.get_num_threads(),
+                    "executor": executor, "config": config, "workers": workers, "crops_per_s": round(rate, 2),
+                }  # fmt: skip
+                RESULTS.parent.mkdir(parents=True, exist_ok=True)
+                with RESULTS.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(f"{config:7s} {executor:6s} {workers} workers  {rate:8.2f} crops/s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

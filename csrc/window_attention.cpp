@@ -1,0 +1,225 @@
+// Window attention on CPU: the plan of windows, the choice of instruction set, and threads over chunks of windows.
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "operators.h"
+#include "window_job.h"
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+constexpr int64_t kChunks = 16;  // per head; more would only make the sum of their bias gradients longer
+
+struct Plan {  // which token each place of each window is, see medfast_kernels/_window.py
+  int64_t windows = 1, tokens = 1, grid_tokens = 1;
+  std::vector<int32_t> source;
+  std::vector<float> region;
+  std::vector<uint8_t> masked;
+};
+
+struct Axis {  // of the grid: for each place on the padded, shifted axis
+  int64_t grid, window, padded, shift;
+  int64_t at(int64_t place) const { return (place + shift) % padded; }
+  bool wrapped(int64_t place) const { return place + shift >= padded; }
+};
+
+std::vector<Axis> three_axes(const Tensor& qkv, const std::vector<int64_t>& window, const std::vector<int64_t>& shift) {
+  std::vector<Axis> axes(3 - window.size(), Axis{1, 1, 1, 0});
+  for (size_t i = 0; i < window.size(); ++i) {
+    const int64_t grid = qkv.size(1 + i), w = window[i];
+    axes.push_back({grid, w, (grid + w - 1) / w * w, shift[i]});
+  }
+  return axes;
+}
+
+Plan make_plan(const std::vector<Axis>& axes, bool live_pads) {
+  Plan plan;
+  for (const Axis& axis : axes) {
+    plan.windows *= axis.padded / axis.window;
+    plan.tokens *= axis.window;
+    plan.grid_tokens *= axis.grid;
+  }
+  STD_TORCH_CHECK(plan.windows * plan.tokens < std::numeric_limits<int32_t>::max(), "the token grid is too large: ",
+                  plan.windows * plan.tokens, " tokens of one sample, padding included; the limit is 2**31 - 1");
+  plan.masked.assign(plan.windows, 0);
+  plan.source.reserve(plan.windows * plan.tokens);
+  plan.region.reserve(plan.windows * plan.tokens);
+  const auto [z, y, x] = std::tie(axes[0], axes[1], axes[2]);
+  int64_t window = 0;
+  for (int64_t wz = 0; wz < z.padded; wz += z.window)
+    for (int64_t wy = 0; wy < y.padded; wy += y.window)
+      for (int64_t wx = 0; wx < x.padded; wx += x.window, ++window) {
+        const size_t first = plan.region.size();
+        for (int64_t pz = wz; pz < wz + z.window; ++pz)
+          for (int64_t py = wy; py < wy + y.window; ++py)
+            for (int64_t px = wx; px < wx + x.window; ++px) {
+              const bool inside = z.at(pz) < z.grid && y.at(py) < y.grid && x.at(px) < x.grid;
+              const int64_t token = (z.at(pz) * y.grid + y.at(py)) * x.grid + x.at(px);
+              plan.source.push_back(inside ? int32_t(token) : -1);
+              const int region = 4 * z.wrapped(pz) + 2 * y.wrapped(py) + x.wrapped(px);
+              // a pad token that must not be seen is a region of its own
+              plan.region.push_back(inside || live_pads ? float(region) : float(8 + plan.region.size() - first));
+              plan.masked[window] |= plan.region.back() != plan.region[first];
+            }
+      }
+  return plan;
+}
+
+template <class T>
+const WindowKernel<T>& kernel() {
+  if constexpr (std::is_same_v<T, float>) return *instruction_set().window_float;
+  else return *instruction_set().window_double;
+}
+
+template <class T>
+T* data(const Tensor& x) {
+  return static_cast<T*>(x.mutable_data_ptr());
+}
+
+// The bias, rows padded to whole vectors with -inf, so that no key beyond the window is ever attended.
+template <class T>
+std::vector<T> bias_rows(const OptionalTensor& bias, int64_t heads, int64_t n, int64_t stride, bool transposed) {
+  std::vector<T> rows(heads * n * stride, T(0));
+  const Tensor dense = bias ? torch::stable::contiguous(*bias) : Tensor();
+  for (int64_t h = 0; h < heads; ++h)
+    for (int64_t i = 0; i < n; ++i) {
+      T* row = rows.data() + (h * n + i) * stride;
+      if (bias) {
+        const T* from = data<T>(dense) + h * n * n;
+        for (int64_t j = 0; j < n; ++j) row[j] = transposed ? from[j * n + i] : from[i * n + j];
+      }
+      if (!transposed) std::fill(row + n, row + stride, -std::numeric_limits<T>::infinity());
+    }
+  return rows;
+}
+
+// What both directions share: contiguous inputs, the plan, the bias, and the loop over chunks.
+template <class T>
+struct Call {
+  Plan plan;
+  int64_t batch, heads, dim, stride, chunks;
+  Tensor qkv, scale, pad_value, keep, draw;
+  std::vector<T> bias;
+  WindowJob<T> job{};
+
+  Call(const Tensor& qkv_, const OptionalTensor& bias_, const Tensor& scale_, const OptionalTensor& pad_value_,
+       const OptionalTensor& keep_, const OptionalTensor& draw_, const std::vector<int64_t>& window,
+       const std::vector<int64_t>& shift, bool cosine, bool live_pads, double dropout, int64_t seed, bool backward)
+      : plan(make_plan(three_axes(qkv_, window, shift), live_pads)), qkv(torch::stable::contiguous(qkv_)),
+        scale(torch::stable::contiguous(scale_)) {
+    const int64_t axes = window.size();
+    batch = qkv.size(0), heads = qkv.size(2 + axes), dim = qkv.size(3 + axes);
+    const int64_t lanes = kernel<T>().lanes;
+    stride = (plan.tokens + lanes - 1) / lanes * lanes;
+    chunks = std::min(kChunks, batch * plan.windows);
+    bias = bias_rows<T>(bias_, heads, plan.tokens, stride, !backward);
+    pad_value = pad_value_ ? torch::stable::contiguous(*pad_value_) : zeros(qkv, {3, heads, dim});
+    if (keep_) keep = torch::stable::contiguous(*keep_);
+    if (draw_) draw = torch::stable::contiguous(*draw_);
+    job.batch = batch, job.heads = heads, job.dim = dim;
+    job.windows = plan.windows, job.tokens = plan.tokens, job.grid_tokens = plan.grid_tokens;
+    job.source = plan.source.data(), job.region = plan.region.data(), job.masked = plan.masked.data();
+    job.qkv = data<T>(qkv), job.bias = bias.data(), job.scale = data<T>(scale), job.pad_value = data<T>(pad_value);
+    job.keep = keep_ ? data<bool>(keep) : nullptr;
+    job.cosine = cosine, job.dropout = draw_ ? dropout : 0.0;
+    job.philox = {uint64_t(seed), draw_ ? data<int64_t>(draw) : nullptr};
+  }
+  static Tensor zeros(const Tensor& like, std::vector<int64_t> size) {
+    Tensor x = torch::stable::new_empty(like, size);
+    return torch::stable::zero_(x);
+  }
+  void run(void (*kernel_function)(const WindowJob<T>&, const Chunk&, T*)) const {
+    const int64_t all = batch * plan.windows, size = kernel<T>().scratch(plan.tokens, dim);
+    torch::stable::parallel_for(0, chunks * heads, 1, [&](int64_t begin, int64_t end) {
+      std::vector<T> memory(size + 64 / sizeof(T), T(0));
+      T* scratch = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t chunk = item / heads;
+        kernel_function(job, {chunk, item % heads, chunk * all / chunks, (chunk + 1) * all / chunks}, scratch);
+      }
+    });
+  }
+};
+
+template <class T>
+std::tuple<Tensor, Tensor> forward(Call<T> call, std::vector<int64_t> out_size) {
+  Tensor out = torch::stable::new_empty(call.qkv, out_size);
+  Tensor lse = torch::stable::new_empty(call.qkv, {call.batch, call.plan.windows, call.heads, call.plan.tokens});
+  call.job.out = data<T>(out), call.job.lse = data<T>(lse);
+  if (call.job.keep) torch::stable::zero_(lse);  // dropped samples leave theirs unwritten
+  if (call.chunks) call.run(kernel<T>().forward);
+  return {out, lse};
+}
+
+// sum over chunks, in their order, of `rows` rows of `from` elements, of which the first `to` count
+template <class T>
+void add_chunks(const std::vector<T>& parts, int64_t chunks, int64_t rows, int64_t from, int64_t to, T* sum) {
+  for (int64_t chunk = 0; chunk < chunks; ++chunk)
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < to; ++c) sum[r * to + c] += parts[(chunk * rows + r) * from + c];
+}
+
+template <class T>
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Call<T> call, const Tensor& grad, const Tensor& out, const Tensor& lse,
+                                                    bool bias) {
+  const int64_t heads = call.heads, n = call.plan.tokens, dim = call.dim, slots = call.chunks * heads;
+  const Tensor grad_out = torch::stable::contiguous(grad);
+  Tensor grad_qkv = torch::stable::new_empty(call.qkv, call.qkv.sizes());
+  Tensor grad_bias = call.zeros(call.qkv, bias ? std::vector<int64_t>{heads, n, n} : std::vector<int64_t>{0});
+  Tensor grad_pad = call.zeros(call.qkv, {3, heads, dim}), grad_scale = call.zeros(call.qkv, {heads});
+  std::vector<T> bias_parts(bias ? slots * n * call.stride : 0), pad_parts(slots * 3 * dim), scale_parts(slots);
+  call.job.out = data<T>(out), call.job.lse = data<T>(lse), call.job.grad_out = data<T>(grad_out);
+  call.job.grad_qkv = data<T>(grad_qkv), call.job.grad_bias = bias ? bias_parts.data() : nullptr;
+  call.job.grad_pad = pad_parts.data(), call.job.grad_scale = scale_parts.data();
+  if (call.chunks) call.run(kernel<T>().backward);
+  if (bias) add_chunks(bias_parts, call.chunks, heads * n, call.stride, n, data<T>(grad_bias));
+  add_chunks(scale_parts, call.chunks, heads, 1, 1, data<T>(grad_scale));
+  for (int64_t slot = 0; slot < slots; ++slot)
+    for (int64_t part = 0; part < 3; ++part)
+      for (int64_t c = 0; c < dim; ++c)
+        data<T>(grad_pad)[(part * heads + slot % heads) * dim + c] += pad_parts[(slot * 3 + part) * dim + c];
+  return {grad_qkv, grad_bias, grad_pad, grad_scale};
+}
+
+template <class F>
+auto by_type(const Tensor& qkv, F f) {
+  STD_TORCH_CHECK(qkv.is_cpu(), "this operator runs on CPU tensors");
+  if (qkv.scalar_type() == ScalarType::Float) return f(float());
+  STD_TORCH_CHECK(qkv.scalar_type() == ScalarType::Double, "qkv must be float32 or float64");
+  return f(double());
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> window_attention(Tensor qkv, OptionalTensor bias, Tensor scale, OptionalTensor pad_value,
+                                            OptionalTensor keep, OptionalTensor draw, std::vector<int64_t> window,
+                                            std::vector<int64_t> shift, bool cosine, bool live_pads, double dropout,
+                                            int64_t seed) {
+  return by_type(qkv, [&](auto zero) {
+    std::vector<int64_t> size;
+    for (size_t i = 0; i <= window.size(); ++i) size.push_back(qkv.size(i));
+    size.push_back(qkv.size(window.size() + 2) * qkv.size(window.size() + 3));
+    return forward(Call<decltype(zero)>(qkv, bias, scale, pad_value, keep, draw, window, shift, cosine, live_pads, dropout,
+                                        seed, false),
+                   size);
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> window_attention_backward(
+    Tensor grad, Tensor out, Tensor lse, Tensor qkv, OptionalTensor bias, Tensor scale, OptionalTensor pad_value,
+    OptionalTensor keep, OptionalTensor draw, std::vector<int64_t> window, std::vector<int64_t> shift, bool cosine,
+    bool live_pads, double dropout, int64_t seed) {
+  return by_type(qkv, [&](auto zero) {
+    return backward(Call<decltype(zero)>(qkv, bias, scale, pad_value, keep, draw, window, shift, cosine, live_pads, dropout,
+                                         seed, true),
+                    grad, out, lse, bias.has_value());
+  });
+}

@@ -1,0 +1,300 @@
+// Window attention, forward and backward, for one instruction set (compiled once for each, see setup.py). One window and
+// one head at a time: their scores stay in the nearest caches and never reach memory.
+#include "window_job.h"
+
+#include "lanes.h"
+
+namespace {
+
+constexpr int64_t kBlock = 32;  // queries of a window whose scores the backward holds at once
+
+INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// Numbers 4 * block .. 4 * block + 3 of a draw; layout and source: medfast_kernels/key.py.
+inline void philox_block(const Philox& philox, int64_t sample, uint32_t block, uint32_t (&word)[4]) {
+  const int64_t* address = philox.address + 3 * sample;
+  word[0] = block, word[1] = uint32_t(address[0]), word[2] = uint32_t(address[1]), word[3] = uint32_t(address[2]);
+  uint32_t key0 = uint32_t(philox.seed), key1 = uint32_t(philox.seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t product0 = uint64_t(word[0]) * 0xD2511F53u, product1 = uint64_t(word[2]) * 0xCD9E8D57u;
+    const uint32_t first = uint32_t(product1 >> 32) ^ word[1] ^ key0, third = uint32_t(product0 >> 32) ^ word[3] ^ key1;
+    word[0] = first, word[1] = uint32_t(product1), word[2] = third, word[3] = uint32_t(product0);
+    key0 += 0x9E3779B9u, key1 += 0xBB67AE85u;
+  }
+}
+
+// Scratch of one window of one head. wide: dim, stride: N, both in whole vectors; what lies beyond is zero and stays so.
+template <class T>
+struct Scratch {
+  T *q, *k, *v, *grad_out, *grad_q, *grad_k, *grad_v;  // (N, wide)
+  T *q_or_k_lanes, *v_lanes;                           // (dim, stride): one token per lane
+  T *scores, *grad_scores;                             // a block of them
+  T *norm_q, *norm_k, *region, *row_sum;               // (N): inverse norms, ids, sums of a row or its inverse
+  T* kept;                                             // (N, stride): 0 or 1 / (1 - dropout)
+
+  static int64_t lay_out(int64_t n, int64_t dim, T* base, Scratch* scratch) {
+    const int64_t wide = round_up(dim, kLanes<T>), stride = round_up(n, kLanes<T>);
+    const int64_t block = kBlock > kVectors * kLanes<T> ? kBlock : kVectors * kLanes<T>;
+    int64_t used = 0;
+    const auto take = [&](T*& field, int64_t count) {
+      field = base + used;
+      used += round_up(count, 64 / int64_t(sizeof(T)));
+    };
+    T** rows[] = {&scratch->q,      &scratch->k,      &scratch->v,     &scratch->grad_out,
+                  &scratch->grad_q, &scratch->grad_k, &scratch->grad_v};
+    for (T** field : rows) take(*field, stride * wide);
+    take(scratch->q_or_k_lanes, dim * stride), take(scratch->v_lanes, dim * stride);
+    take(scratch->scores, stride * block), take(scratch->grad_scores, stride * block);
+    take(scratch->norm_q, stride), take(scratch->norm_k, stride);
+    take(scratch->region, stride), take(scratch->row_sum, stride);
+    take(scratch->kept, n * stride);
+    return used;
+  }
+};
+
+template <class T>
+INLINE void copy_row(T* to, const T* from, int64_t dim) {
+  int64_t c = 0;
+  for (; c + 4 <= dim; c += 4) __builtin_memcpy(to + c, from + c, 4 * sizeof(T));
+  for (; c < dim; ++c) to[c] = from[c];
+}
+
+template <class T>
+INLINE T dot(const T* a, const T* b, int64_t dim) {
+  T sum = 0;
+  for (int64_t c = 0; c < dim; ++c) sum += a[c] * b[c];
+  return sum;
+}
+
+// One window of one head of one sample.
+template <class T>
+struct Window : Scratch<T> {
+  const WindowJob<T>& job;
+  const int64_t head, n, dim, wide, stride, vectors;
+  const T scale;
+  int64_t sample = 0, window = 0;
+  const int32_t* source = nullptr;
+
+  Window(const WindowJob<T>& job, int64_t head, T* scratch)
+      : job(job), head(head), n(job.tokens), dim(job.dim), wide(round_up(dim, kLanes<T>)),
+        stride(round_up(n, kLanes<T>)), vectors(stride / kLanes<T>), scale(job.scale[head]) {
+    Scratch<T>::lay_out(n, dim, scratch, this);
+  }
+
+  bool enter(int64_t index) {  // false: the sample is dropped
+    sample = index / job.windows, window = index % job.windows;
+    source = job.source + window * n;
+    if (job.masked[window])
+      for (int64_t i = 0; i < n; ++i) this->region[i] = T(job.region[window * n + i]);
+    return !job.keep || job.keep[sample];
+  }
+  bool masked() const { return job.masked[window]; }
+  const T* bias() const { return job.bias + head * n * stride; }
+  T* lse() const { return job.lse + ((sample * job.windows + window) * job.heads + head) * n; }
+  int64_t token(int64_t i, int64_t part) const {  // of qkv and its gradient
+    return (((sample * job.grid_tokens + source[i]) * 3 + part) * job.heads + head) * dim;
+  }
+  int64_t row(int64_t i) const { return ((sample * job.grid_tokens + source[i]) * job.heads + head) * dim; }
+
+  void read(int64_t part, T* rows, T* norm) const {
+    const T* fill = job.pad_value + (part * job.heads + head) * dim;
+    for (int64_t i = 0; i < n; ++i) copy_row(rows + i * wide, source[i] < 0 ? fill : job.qkv + token(i, part), dim);
+    if (!norm) return;
+    for (int64_t i = 0; i < n; ++i) {
+      T* x = rows + i * wide;
+      const T length = sizeof(T) == 4 ? T(__builtin_sqrtf(float(dot(x, x, dim)))) : T(__builtin_sqrt(double(dot(x, x, dim))));
+      norm[i] = length > T(1e-12) ? T(1) / length : T(-1e12);  // negative: clamped, a constant to the gradient
+      for (int64_t c = 0; c < dim; ++c) x[c] *= norm[i] < 0 ? -norm[i] : norm[i];
+    }
+  }
+  void to_lanes(const T* rows, T factor, T* lanes) const {
+    for (int64_t c = 0; c < dim; ++c)
+      for (int64_t i = 0; i < n; ++i) lanes[c * stride + i] = factor * rows[i * wide + c];
+  }
+  void read_qkv() const {
+    read(0, this->q, job.cosine ? this->norm_q : nullptr);
+    read(1, this->k, job.cosine ? this->norm_k : nullptr);
+    read(2, this->v, nullptr);
+  }
+  // kept[a * stride + b]: a is the query and b the key (backward), or the other way round
+  void draw(bool queries_first) const {
+    const double survivor = 1.0 / (1.0 - job.dropout);
+    const int64_t first = (window * job.heads + head) * n * n;
+    uint32_t word[4] = {};
+    for (int64_t p = 0; p < n * n; ++p) {
+      const int64_t index = first + p;
+      if (p == 0 || index % 4 == 0) philox_block(job.philox, sample, uint32_t(index / 4), word);
+      const bool keeps = float(word[index % 4] >> 8) * 0x1p-24f >= float(job.dropout);
+      const int64_t i = p / n, j = p % n;
+      this->kept[queries_first ? i * stride + j : j * stride + i] = keeps ? T(survivor) : T(0);
+    }
+  }
+
+  void forward() const {
+    read_qkv();
+    to_lanes(this->q, scale, this->q_or_k_lanes);
+    if (job.dropout > 0) draw(false);
+    for (int64_t first = 0; first < vectors; first += kVectors) forward_block(first);
+    for (int64_t i = 0; i < n; ++i) {
+      if (source[i] < 0) continue;
+      T* y = this->grad_q + i * wide;  // borrowed
+      for (int64_t c = 0; c < wide; ++c) y[c] *= this->row_sum[i];
+      copy_row(job.out + row(i), y, dim);
+    }
+  }
+
+  // Scores lie keys x queries, so that maximum and sum of a query stay in their lane.
+  void forward_block(int64_t first) const {
+    const int64_t count = vectors - first < kVectors ? vectors - first : kVectors, lanes = count * kLanes<T>;
+    const T* bias = this->bias() + first * kLanes<T>;
+    T *scores = this->scores, *region = this->region;
+    const int64_t stride = this->stride;
+    Vec<T> top[kVectors], sum[kVectors];
+    for (int64_t v = 0; v < kVectors; ++v) top[v] = Vec<T>{} - __builtin_inff(), sum[v] = Vec<T>{};
+    product(
+        this->k, wide, n, this->q_or_k_lanes + first * kLanes<T>, stride, count, dim,
+        [&](int64_t j, int64_t v) INLINE_LAMBDA { return load(bias + j * stride + v * kLanes<T>); },
+        [&](int64_t j, int64_t v, Vec<T> s) INLINE_LAMBDA { store(scores + j * lanes + v * kLanes<T>, s); });
+    for (int64_t v = 0; v < count; ++v) {
+      T* column = scores + v * kLanes<T>;
+      if (masked()) {
+        const Vec<T> own = load(region + (first + v) * kLanes<T>);
+        for (int64_t j = 0; j < n; ++j)
+          store(column + j * lanes, own == region[j] ? load(column + j * lanes) : Vec<T>{} - __builtin_inff());
+      }
+      for (int64_t j = 0; j < n; ++j) top[v] = larger<T>(load(column + j * lanes), top[v]);
+      for (int64_t j = 0; j < n; ++j) {
+        const Vec<T> p = exp_lanes<T>(load(column + j * lanes) - top[v]);
+        sum[v] += p;
+        store(column + j * lanes, p);
+      }
+      if (job.dropout > 0)
+        for (int64_t j = 0; j < n; ++j)
+          store(column + j * lanes, load(column + j * lanes) * load(this->kept + j * stride + (first + v) * kLanes<T>));
+    }
+    const int64_t begin = first * kLanes<T>, queries = n - begin < lanes ? n - begin : lanes;
+    for (int64_t v = 0; v < count; ++v) {
+      store(this->row_sum + begin + v * kLanes<T>, T(1) / sum[v]);
+      for (int64_t l = 0; l < kLanes<T> && begin + v * kLanes<T> + l < n; ++l)
+        lse()[begin + v * kLanes<T> + l] = top[v][l] + T(__builtin_log(double(sum[v][l])));
+    }
+    mix(scores, int64_t(1), lanes, n, this->v, wide, queries, this->grad_q + begin * wide, false);
+  }
+
+  void backward(T* grad_bias, T* grad_pad, T* grad_scale) const {
+    read_qkv();
+    to_lanes(this->k, scale, this->q_or_k_lanes);
+    to_lanes(this->v, T(1), this->v_lanes);
+    for (int64_t i = 0; i < n; ++i) {
+      T* grad = this->grad_out + i * wide;
+      if (source[i] < 0) {  // nobody reads what a pad token returns
+        for (int64_t c = 0; c < dim; ++c) grad[c] = 0;
+        this->row_sum[i] = 0;
+        continue;
+      }
+      copy_row(grad, job.grad_out + row(i), dim);
+      this->row_sum[i] = dot(grad, job.out + row(i), dim);  // sum_j P_ij dP_ij
+    }
+    if (job.dropout > 0) draw(true);
+    for (int64_t c = 0; c < n * wide; ++c) this->grad_k[c] = this->grad_v[c] = 0;
+    for (int64_t i = 0; i < n; i += kBlock) backward_block(i, n - i < kBlock ? n - i : kBlock, grad_bias);
+    for (int64_t i = 0; i < n; ++i) *grad_scale += dot(this->q + i * wide, this->grad_q + i * wide, dim);
+    write(0, this->grad_q, this->q, this->norm_q, scale, grad_pad);
+    write(1, this->grad_k, this->k, this->norm_k, scale, grad_pad);
+    write(2, this->grad_v, nullptr, nullptr, T(1), grad_pad);
+  }
+
+  // Scores lie queries x keys: rows of the bias and of its gradient are read and written in place.
+  void backward_block(int64_t begin, int64_t count, T* grad_bias) const {
+    const T *bias = this->bias() + begin * stride, *lse = this->lse() + begin, *delta = this->row_sum + begin;
+    const T *region = this->region, *kept = this->kept + begin * stride;
+    T *scores = this->scores, *grads = this->grad_scores;
+    const int64_t stride = this->stride;
+    const bool masked = this->masked(), drops = job.dropout > 0;
+    product(
+        this->q + begin * wide, wide, count, this->q_or_k_lanes, stride, vectors, dim,
+        [&](int64_t i, int64_t v) INLINE_LAMBDA { return load(bias + i * stride + v * kLanes<T>); },
+        [&](int64_t i, int64_t v, Vec<T> s) INLINE_LAMBDA {
+          if (masked) s = load(region + v * kLanes<T>) == region[begin + i] ? s : Vec<T>{} - __builtin_inff();
+          store(scores + i * stride + v * kLanes<T>, exp_lanes<T>(s - lse[i]));
+        });
+    product(
+        this->grad_out + begin * wide, wide, count, this->v_lanes, stride, vectors, dim,
+        [&](int64_t, int64_t) INLINE_LAMBDA { return Vec<T>{}; },
+        [&](int64_t i, int64_t v, Vec<T> grad) INLINE_LAMBDA {
+          const int64_t at = i * stride + v * kLanes<T>;
+          const Vec<T> p = load(scores + at);
+          if (drops) {
+            const Vec<T> survivor = load(kept + at);
+            grad *= survivor;
+            store(scores + at, p * survivor);
+          }
+          const Vec<T> ds = p * (grad - delta[i]);
+          store(grads + at, ds);
+          if (grad_bias) store(grad_bias + begin * stride + at, load(grad_bias + begin * stride + at) + ds);
+        });
+    mix(scores, int64_t(1), stride, count, this->grad_out + begin * wide, wide, n, this->grad_v, true);
+    mix(grads, int64_t(1), stride, count, this->q + begin * wide, wide, n, this->grad_k, true);
+    mix(grads, stride, int64_t(1), n, this->k, wide, count, this->grad_q + begin * wide, false);
+  }
+
+  void write(int64_t part, T* grad, const T* unit, const T* norm, T factor, T* grad_pad) const {
+    for (int64_t i = 0; i < n; ++i) {
+      T* g = grad + i * wide;
+      for (int64_t c = 0; c < wide; ++c) g[c] *= factor;
+      if (job.cosine && norm) {  // through x / |x|
+        const T along = norm[i] < 0 ? T(0) : dot(unit + i * wide, g, dim);
+        for (int64_t c = 0; c < dim; ++c)
+          g[c] = (g[c] - along * unit[i * wide + c]) * (norm[i] < 0 ? -norm[i] : norm[i]);
+      }
+      if (source[i] >= 0)
+        copy_row(job.grad_qkv + token(i, part), g, dim);
+      else
+        for (int64_t c = 0; c < dim; ++c) grad_pad[part * dim + c] += g[c];
+    }
+  }
+  void zero(bool backward) const {
+    for (int64_t i = 0; i < n; ++i) {
+      if (source[i] < 0) continue;
+      for (int64_t part = 0; part < (backward ? 3 : 1); ++part) {
+        T* to = backward ? job.grad_qkv + token(i, part) : job.out + row(i);
+        for (int64_t c = 0; c < dim; ++c) to[c] = 0;
+      }
+    }
+  }
+};
+
+template <class T>
+int64_t scratch_size(int64_t tokens, int64_t dim) {
+  Scratch<T> unused;
+  return Scratch<T>::lay_out(tokens, dim, nullptr, &unused);
+}
+
+template <class T>
+void forward(const WindowJob<T>& job, const Chunk& chunk, T* scratch) {
+  Window<T> window(job, chunk.head, scratch);
+  for (int64_t index = chunk.begin; index < chunk.end; ++index)
+    if (window.enter(index))
+      window.forward();
+    else
+      window.zero(false);
+}
+
+template <class T>
+void backward(const WindowJob<T>& job, const Chunk& chunk, T* scratch) {
+  Window<T> window(job, chunk.head, scratch);
+  const int64_t slot = chunk.index * job.heads + chunk.head;
+  T* grad_bias = job.grad_bias ? job.grad_bias + slot * window.n * window.stride : nullptr;
+  for (int64_t index = chunk.begin; index < chunk.end; ++index)
+    if (window.enter(index))
+      window.backward(grad_bias, job.grad_pad + slot * 3 * job.dim, job.grad_scale + slot);
+    else
+      window.zero(true);
+}
+
+}  // namespace
+
+namespace MEDFAST_ISA {
+extern const WindowKernel<float> window_float{kLanes<float>, scratch_size<float>, forward<float>, backward<float>};
+extern const WindowKernel<double> window_double{kLanes<double>, scratch_size<double>, forward<double>, backward<double>};
+}  // namespace MEDFAST_ISA

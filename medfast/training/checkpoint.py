@@ -1,0 +1,144 @@
+"""Checkpoints: safetensors by canonical parameter name, the same for every strategy and number of ranks.
+
+    ckpt/step_00000020/{student,teacher,optimizer,state}.safetensors meta.json checksums.json COMPLETE
+    ckpt/latest                                                       name of the newest folder
+
+A folder is written under another name, synced, marked COMPLETE and renamed, so it is there as a whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medfast.types import Objective
+
+__all__ = ["describe", "latest", "load", "read_into", "restore", "save"]
+
+PARTS = ("student", "teacher", "optimizer", "state")
+_META, _SUMS, _DONE = "meta.json", "checksums.json", "COMPLETE"
+
+
+def describe(objective: Objective) -> dict[str, dict[str, Tensor]]:
+    """The tensors of an objective by part: student (parameters), teacher, state (buffers that are kept)."""
+    student = dict(objective.named_parameters())
+    state = {name: x for name, x in objective.state_dict(keep_vars=True).items() if name not in student}
+    return {"student": student, "teacher": objective.teacher.state() if objective.teacher else {}, "state": state}
+
+
+def save(run: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any], keep: int) -> Path:
+    """Write the checkpoint after ``step`` optimizer steps and drop all but the newest ``keep``; returns its folder."""
+    from safetensors.torch import save_file
+
+    root = Path(run) / "ckpt"
+    folder, unfinished = root / f"step_{step:08d}", root / f".step_{step:08d}.unfinished"
+    root.mkdir(parents=True, exist_ok=True)
+    for old in root.glob(".*.unfinished"):
+        shutil.rmtree(old)
+    unfinished.mkdir()
+    for part in PARTS:
+        # clone: safetensors refuses tensors that share memory, and ZeRO's parameters are views of one buffer
+        tensors = {name: x.detach().cpu().clone().contiguous() for name, x in parts[part].items()}
+        save_file(tensors, unfinished / f"{part}.safetensors")
+    (unfinished / _META).write_text(json.dumps({**meta, "step": step}, indent=1, sort_keys=True))
+    sums = {path.name: _sha256(path) for path in sorted(unfinished.iterdir())}
+    (unfinished / _SUMS).write_text(json.dumps(sums, indent=1))
+    for path in unfinished.iterdir():
+        _sync(path)
+    (unfinished / _DONE).touch()
+    _sync(unfinished / _DONE)
+    _sync(unfinished)
+    if folder.exists():  # an earlier run's, or damaged; ours is complete
+        shutil.rmtree(folder)
+    unfinished.rename(folder)
+    _sync(root)
+    _point(root, folder.name)
+    for old in sorted(root.glob("step_*"))[:-keep]:
+        shutil.rmtree(old)
+    return folder
+
+
+def latest(run: Path | str, say: Callable[[str], None] = print) -> Path | None:
+    """The newest whole checkpoint of a run folder, or None; says which newer ones it passes over, and why."""
+    for folder in sorted((Path(run) / "ckpt").glob("step_*"), reverse=True):
+        fault = _fault(folder)
+        if fault is None:
+            return folder
+        say(f"checkpoint {folder.name} is ignored: {fault}")
+    return None
+
+
+def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """(tensors by part, meta) of a checkpoint, on the CPU. ValueError where it is not whole."""
+    from safetensors.torch import load_file
+
+    if fault := _fault(Path(folder)):
+        raise ValueError(f"{folder} is no usable checkpoint: {fault}")
+    parts = {part: load_file(Path(folder) / f"{part}.safetensors") for part in PARTS}
+    return parts, json.loads((Path(folder) / _META).read_text())
+
+
+@torch.no_grad()
+def restore(objective: Objective, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Fill student, teacher and buffers; ValueError where names or shapes are not exactly the objective's."""
+    for part, own in describe(objective).items():
+        given = parts[part]
+        odd = sorted(set(own) ^ set(given)) or [name for name, x in own.items() if x.shape != given[name].shape]
+        if odd:
+            raise ValueError(f"the checkpoint's {part} does not fit: {len(odd)} tensors differ, first {odd[0]!r}")
+        for name, tensor in own.items():
+            tensor.copy_(given[name])
+
+
+def read_into(objective: Objective, folder: Path) -> dict[str, Any]:
+    """Fill student, teacher and buffers from a checkpoint folder; returns its meta."""
+    parts, meta = load(folder)
+    restore(objective, parts)
+    return meta
+
+
+def _fault(folder: Path) -> str | None:
+    """Why a folder is no whole checkpoint, or None."""
+    if not (folder / _DONE).exists():
+        return "it has no COMPLETE"
+    try:
+        sums = json.loads((folder / _SUMS).read_text())
+        wrong = [name for name, sum_ in sums.items() if _sha256(folder / name) != sum_]
+    except (OSError, ValueError) as error:
+        return f"it cannot be read ({type(error).__name__})"
+    missing = sorted({f"{part}.safetensors" for part in PARTS} | {_META} - set(sums)) if len(sums) <= len(PARTS) else []
+    if missing:
+        return f"its checksums lack {missing[0]}"
+    return f"the checksum of {wrong[0]} is wrong" if wrong else None
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """fsync of a file or folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _point(root: Path, name: str) -> None:
+    pointer = root / ".latest.unfinished.txt"
+    pointer.write_text(name + "\n")
+    _sync(pointer)
+    pointer.replace(root / "latest")

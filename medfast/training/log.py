@@ -1,0 +1,148 @@
+"""What a run writes beside its checkpoints: metrics.jsonl, tb/, train.log, env.json, and a line on the console."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["Log", "environment", "versions"]
+
+_EVERY_S = 10.0  # between two progress lines where there is no terminal
+_PACKAGES = ("medfast", "torch", "triton", "deepspeed", "numpy", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a result may depend on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def environment(ranks: int) -> dict[str, Any]:
+    """Versions and hardware; no paths, no host names."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "versions": versions(), "system": platform.system(), "machine": platform.machine(), "ranks": ranks,
+        "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus, "cuda": torch.version.cuda,
+    }  # fmt: skip
+
+
+class Log:
+    """Writes rows and lines into a run folder; ``quiet`` (all ranks but the first) writes nothing."""
+
+    def __init__(self, run: Path, quiet: bool):
+        self._run, self.quiet = run, quiet
+        self._files: list[Any] = []
+        self._terminal = sys.stderr.isatty()
+        self._shown = 0.0
+        self._pace: float | None = None
+        if not quiet:
+            self._text = self._kept((run / "train.log").open("a", buffering=1))
+
+    def begin(self, start: int, steps: int, batch: int) -> None:
+        """Open the metrics at step ``start``. Rows at or beyond it, of a run that went on after its last checkpoint,
+        are cut, so that each step is there once. steps, batch: of the whole run, for the progress line."""
+        self._steps, self._batch = steps, batch
+        if self.quiet:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        _cut(self._run / "metrics.jsonl", start)
+        self._rows = self._kept((self._run / "metrics.jsonl").open("a", buffering=1))
+        self._board = self._kept(SummaryWriter(str(self._run / "tb"), purge_step=start))
+
+    def _kept(self, file: Any) -> Any:
+        self._files.append(file)
+        return file
+
+    def say(self, line: str) -> None:
+        """A sentence to the console and train.log."""
+        if not self.quiet:
+            print(line, file=sys.stderr, flush=True)
+            self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+    def row(self, row: dict[str, Any]) -> None:
+        """One optimizer step."""
+        if self.quiet:
+            return
+        self._rows.write(json.dumps(row, allow_nan=False) + "\n")
+        for name, value in _flat(row):
+            if name != "step":
+                self._board.add_scalar(name, value, row["step"])
+        step_s = row["time"]["step_s"]
+        self._pace = step_s if self._pace is None else 0.9 * self._pace + 0.1 * step_s
+        self._show(row)
+
+    def _show(self, row: dict[str, Any]) -> None:
+        last, now = row["step"] + 1 == self._steps, time.monotonic()
+        if not (self._terminal or last or "validation" in row or now - self._shown >= _EVERY_S):
+            return
+        self._shown = now
+        line = self._line(row)
+        if self._terminal:
+            print(f"\r\x1b[K{line}", end="\n" if last else "", file=sys.stderr, flush=True)
+            self._text.write(line + "\n")
+        else:
+            self.say(line)
+
+    def _line(self, row: dict[str, Any]) -> str:
+        done, pace = row["step"] + 1, self._pace or 1e-9
+        terms = " ".join(f"{name} {value:.3g}" for name, value in row["loss"].items())
+        held = f"  held-out {row['validation']['total']:.4g}" if "validation" in row else ""
+        wait = 100 * row["time"]["wait_s"] / max(row["time"]["step_s"], 1e-9)
+        momentum = f"  m {row['momentum']:.5g}" if row["momentum"] is not None else ""
+        return (
+            f"step {done}/{self._steps}  {self._batch / pace:.2f} draws/s  {pace:.2f} s  "
+            f"wait {wait:.1f}%  loss {row['total']:.4g} ({terms}){held}  "
+            f"lr {row['lr']:.2g}{momentum}  grad {row['grad_norm']:.3g}  eta {_duration((self._steps - done) * pace)}"
+        )
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
+
+def _flat(row: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    pairs = []
+    for name, value in row.items():
+        if isinstance(value, dict):
+            pairs += _flat(value, f"{prefix}{name}/")
+        elif value is not None:
+            pairs.append((prefix + name, value))
+    return pairs
+
+
+def _cut(path: Path, start: int) -> None:
+    """Drop rows of steps at or beyond ``start``, and a last line that was cut off while it was written."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if row["step"] < start:
+            kept.append(line + "\n")
+    unfinished = path.with_name(".metrics.unfinished")
+    unfinished.write_text("".join(kept))
+    unfinished.replace(path)
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = int(seconds // 60) % 60, int(seconds // 3600)
+    if hours >= 24:
+        return f"{hours // 24}d{hours % 24:02d}h"
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{int(seconds % 60):02d}s"

@@ -1,0 +1,105 @@
+"""The sections ``train`` and ``optim`` of a configuration: their fields are the keys, their defaults the defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+__all__ = ["Optim", "Train"]
+
+STRATEGIES = ("deepspeed", "ddp")
+PRECISIONS = ("fp32", "bf16", "fp64")
+RESUMES = ("auto", "never", "must")
+CLIPS = ("global", "per_parameter")
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW and its schedules, all of t = step / steps.
+
+    lr: peak rate. min_lr: rate at the end of the cosine. warmup: share of steps in which the rate rises from 0 to lr.
+    weight_decay: [start, end] of a cosine; biases and other one-dimensional parameters have none. betas: of AdamW.
+    clip: {kind: global | per_parameter, max: L2 norm} of the reduced gradients, or None. frozen: {pattern of parameter
+    names, as in a shell: share of steps in which they stand still}. Raises ValueError.
+    """
+
+    lr: float = 8e-4
+    min_lr: float = 1e-6
+    warmup: float = 0.1
+    weight_decay: Sequence[float] = (0.04, 0.4)
+    betas: Sequence[float] = (0.9, 0.999)
+    clip: Mapping[str, object] | None = None
+    frozen: Mapping[str, float] | None = field(default=None)
+
+    def __post_init__(self):
+        if not 0 <= self.min_lr <= self.lr:
+            raise ValueError(f"optim needs 0 <= min_lr <= lr, got min_lr={self.min_lr} and lr={self.lr}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"optim.warmup is a share of the steps, in [0, 1), got {self.warmup}")
+        for name in ("weight_decay", "betas"):
+            if not isinstance(getattr(self, name), (list, tuple)) or len(getattr(self, name)) != 2:
+                raise ValueError(f"optim.{name} is a list of two numbers, got {getattr(self, name)!r}")
+        if self.clip is not None and (
+            set(self.clip) != {"kind", "max"} or self.clip["kind"] not in CLIPS or not float(str(self.clip["max"])) > 0
+        ):
+            raise ValueError(f"optim.clip is {{kind: {' | '.join(CLIPS)}, max: a norm above 0}}, got {dict(self.clip)}")
+        for pattern, share in (self.frozen or {}).items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"optim.frozen[{pattern!r}] is a share of the steps, in [0, 1], got {share}")
+
+
+@dataclass(frozen=True)
+class Train:
+    """How a run is executed.
+
+    strategy: "deepspeed", or "ddp", a plain all-reduce of gradients. steps: optimizer steps of the whole run. batch:
+    samples of a step over all ranks. micro: samples of one forward on one rank, None for all of the rank's share.
+    seed: of initialisation and of everything drawn. precision: "fp32"; "bf16", autocast over fp32 parameters; "fp64"
+    (ddp only). compile: run the objective through torch.compile. validate_every, checkpoint_every: steps between two, 0
+    for the end only. validate_crops: held-out samples, 0 for no validation. keep_last: checkpoints kept. resume:
+    "auto" continues what the run folder holds, "never" wants an empty one, "must" refuses to start anew.
+    resume_changed: continue although settings that change results differ from the checkpoint's. Raises ValueError.
+    """
+
+    strategy: str = "deepspeed"
+    steps: int = 1000
+    batch: int = 8
+    micro: int | None = None
+    seed: int = 0
+    precision: str = "fp32"
+    compile: bool = False
+    validate_every: int = 500
+    validate_crops: int = 8
+    checkpoint_every: int = 500
+    keep_last: int = 3
+    resume: str = "auto"
+    resume_changed: bool = False
+
+    def __post_init__(self):
+        for name, accepted in (("strategy", STRATEGIES), ("precision", PRECISIONS), ("resume", RESUMES)):
+            if getattr(self, name) not in accepted:
+                raise ValueError(f"train.{name} is one of {', '.join(accepted)}, got {getattr(self, name)!r}")
+        for name in ("steps", "batch", "keep_last"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("validate_every", "validate_crops", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name} must be 0 or more, got {getattr(self, name)}")
+        if self.precision == "fp64" and self.strategy != "ddp":
+            raise ValueError("train.precision fp64 runs with train.strategy=ddp only: DeepSpeed has no fp64")
+
+    def shares(self, ranks: int) -> tuple[int, int]:
+        """(samples of a rank, of a micro-batch), or ValueError with the numbers that do not divide."""
+        if self.batch % ranks:
+            raise ValueError(
+                f"train.batch={self.batch} is the global batch and must be a multiple of the {ranks} ranks; "
+                f"{self.batch // ranks * ranks or ranks} or {(self.batch // ranks + 1) * ranks} would do"
+            )
+        share = self.batch // ranks
+        micro = share if self.micro is None else self.micro
+        if micro < 1 or share % micro:
+            raise ValueError(
+                f"a rank's share of {share} samples (train.batch={self.batch} over {ranks} ranks) must be a "
+                f"multiple of train.micro={micro}"
+            )
+        return share, micro

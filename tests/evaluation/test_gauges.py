@@ -1,0 +1,85 @@
+import math
+
+import pytest
+import torch
+
+from medfast.evaluation.gauges import gauges_of, shuffled
+from medfast.objectives.gauges import collapse_gauges, effective_rank, prototype_entropy
+from medfast.types import Objective, Teacher
+
+
+def test_rank_of_an_orthogonal_matrix_is_full_and_of_one_direction_is_one():
+    assert effective_rank(torch.eye(12)).item() == pytest.approx(12)
+    assert effective_rank(3.0 * torch.eye(12)[:, :7]).item() == pytest.approx(7)
+    assert effective_rank(torch.outer(torch.rand(50) + 0.1, torch.rand(8))).item() == pytest.approx(1, abs=1e-5)
+    assert effective_rank(torch.ones(40, 16)).item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(40, 9), (9, 40)])
+def test_rank_is_the_exponential_of_the_entropy_of_normalised_singular_values(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    p = torch.linalg.svdvals(x)
+    p = p / p.sum()
+    assert effective_rank(x).item() == pytest.approx(math.exp(-sum(v * math.log(v) for v in p.tolist())), rel=1e-9)
+
+
+def test_rank_of_two_unequal_directions_has_a_closed_form():
+    x = torch.diag(torch.tensor([3.0, 1.0]))
+    assert effective_rank(x).item() == pytest.approx(math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25))))
+
+
+def test_rank_survives_zeros_and_reports_what_is_not_finite():
+    assert effective_rank(torch.zeros(5, 3)).item() == 1
+    assert math.isnan(effective_rank(torch.full((5, 3), float("inf"))).item())
+    with pytest.raises(ValueError, match="matrix"):
+        effective_rank(torch.zeros(2, 3, 4))
+
+
+def test_entropies_of_the_three_states_a_teacher_can_be_in():
+    k = 32
+    uniform = torch.full((10, k), 1 / k)
+    one = torch.eye(k)[torch.zeros(10, dtype=torch.int64)]
+    spread = torch.eye(k)
+    assert [x.item() for x in prototype_entropy(uniform)] == pytest.approx([math.log(k), math.log(k)])
+    assert [x.item() for x in prototype_entropy(one)] == pytest.approx([0, 0])
+    assert [x.item() for x in prototype_entropy(spread)] == pytest.approx([math.log(k), 0])
+
+
+class Tokens(Objective):
+    def __init__(self):
+        super().__init__()
+        self.backbone = torch.nn.Linear(6, 6, bias=False)
+        with torch.no_grad():
+            self.backbone.weight.copy_(torch.ones(6, 6) + 5 * torch.eye(6))
+        self.teacher = Teacher(self, "backbone")
+
+    def tokens(self, batch):
+        student, teacher = self.backbone(batch), self.teacher.backbone(batch)
+        return {"student": student, "teacher": teacher, "prototypes": teacher.softmax(1)}
+
+
+def test_references_stand_beside_the_value():
+    batches = [torch.eye(6), 2 * torch.eye(6)]
+    found = gauges_of(Tokens(), batches)
+    assert set(found) == {"rank_student", "rank_teacher", "entropy_used", "entropy_each"}
+    rank = found["rank_student"]
+    assert (rank.collapsed, rank.ceiling) == (1, 6)
+    assert rank.value == pytest.approx(effective_rank(Tokens().backbone(torch.cat(batches))).item())
+    assert rank.random != pytest.approx(rank.value, rel=1e-3)
+    assert found["entropy_used"].ceiling == pytest.approx(math.log(6))
+    assert found["entropy_used"].collapsed == 0
+    assert gauges_of(Objective(), batches) == {}
+
+
+def test_shuffling_keeps_each_tensors_numbers_and_leaves_the_model_alone():
+    model = Tokens()
+    before = model.backbone.weight.clone()
+    twin = shuffled(model)
+    assert torch.equal(model.backbone.weight, before)
+    for mine, other in ((model.backbone, twin.backbone), (model.teacher.backbone, twin.teacher.backbone)):
+        assert not torch.equal(mine.weight, other.weight)
+        assert torch.equal(mine.weight.flatten().sort().values, other.weight.flatten().sort().values)
+
+
+def test_names_follow_what_tokens_offer():
+    assert set(collapse_gauges({"student": torch.eye(3)})) == {"rank_student"}

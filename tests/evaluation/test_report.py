@@ -1,0 +1,125 @@
+import base64
+import json
+import re
+
+import pytest
+
+from medfast.evaluation import report
+from medfast.evaluation.report import public
+from medfast.evaluation.runlog import read_metrics, series
+
+SECRET = "smith_john_ct"
+
+
+def write_run(run, rows):
+    run.mkdir()
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 99, "lo')
+    (run / "env.json").write_text(json.dumps({"cores": 2, "host": SECRET, "versions": {"torch": "9.9.9", "at": f"/x/{SECRET}"}}))
+    return run
+
+
+def row(step, **more):
+    return {
+        "step": step, "loss": {"amip": 0.5 - 0.01 * step, "gitd": 0.7}, "total": 1.2 - 0.01 * step, "lr": 1e-3,
+        "momentum": 0.996, "grad_norm": 1.0, "gauge": {"rank_student": 2.0}, "time": {"step_s": 0.5, "wait_s": 0.01}, **more,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def config():
+    return {
+        "objective": {"name": "smart", "prototypes": 64},
+        "data": {"store": f"/data/{SECRET}", "window": [-500, 500], "size": 32},
+        "init": {"from": f"runs\\{SECRET}"},
+        "train": {"note": f"~/{SECRET}/x", "steps": 3},
+        "out": SECRET,
+    }
+
+
+@pytest.fixture
+def made(tmp_path, stream, fills, config):
+    rows = [row(0), row(1, validation={"amip": 0.4, "total": 1.0}), row(2)]
+    path = report(write_run(tmp_path / SECRET, rows), fills(), stream, config)
+    return path, path.read_text()
+
+
+def test_the_page_stands_alone(made):
+    path, text = made
+    assert path.name == "index.html" and path.parent.name == "report"
+    assert not re.search(r"https?:|<script|<link|@import|file:", text)
+    sources = re.findall(r'(?:src|href|data|poster)="([^"]*)"', text)
+    assert sources and all(source.startswith("data:image/png;base64,") for source in sources)
+    assert all(base64.b64decode(source.partition(",")[2]).startswith(b"\x89PNG") for source in sources)
+    assert len(text) < 4e6
+
+
+def test_the_page_names_no_place_and_no_source(made):
+    path, text = made
+    pictures = b"".join(base64.b64decode(part) for part in re.findall(r"base64,([^\"]*)", text))
+    assert SECRET not in text and SECRET.encode() not in pictures
+    assert SECRET not in (path.parent / "reconstruction.json").read_text()
+
+
+def test_the_page_shows_what_a_reader_asks_for(made):
+    _, text = made
+    for term in ("amip", "gitd", "rank_student", "entropy_used", "Learning rate", "Gradient norm", "Teacher momentum",
+                 "Nearest visible voxel", "Median of the crop", "Gaussian mean", "collapsed", "random", "9.9.9",
+                 "axial", "coronal", "sagittal", "Student's mask", "Teacher's attention", "Truth", "Error",
+                 "prototypes: 64", "volume v0", "volume v1"):  # fmt: skip
+        assert term in text, term
+    assert text.count("What to look for") == text.count("<h2>") - 0
+    assert "3</b><span>optimizer steps" in text
+    assert text.count('class="dots"') == 2
+
+
+def test_the_numbers_of_the_comparison_are_kept(made):
+    path, text = made
+    fixed, own = json.loads((path.parent / "reconstruction.json").read_text())
+    assert fixed["mask"] == "fixed" and own["mask"] == "own"
+    assert fixed["l1"]["model"] == pytest.approx(0.3, abs=1e-5) and not fixed["passes"]
+    assert f"{fixed['l1']['model']:.4f}" in text and f"{fixed['l1']['nearest']:.4f}" in text
+
+
+@pytest.mark.parametrize("rows", [[{"step": 0}], [{"step": 5, "loss": {}, "total": None}, {"step": 6, "momentum": None}]])
+def test_a_bare_run_still_has_a_page(tmp_path, stream, fills, rows):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    assert "optimizer steps" in report(run, fills(), stream, {}).read_text()
+
+
+def test_an_objective_that_draws_nothing_still_has_a_page(tmp_path, stream, config):
+    import torch
+
+    from medfast.types import Objective
+
+    class Plain(Objective):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(3))
+
+    run = write_run(tmp_path / "run", [row(0)])
+    text = report(run, Plain(), stream, config).read_text()
+    assert "amip" in text and "Nearest visible voxel" not in text
+    assert not (run / "report" / "reconstruction.json").exists()
+
+
+def test_nothing_to_report_is_said(tmp_path, stream, fills):
+    with pytest.raises(ValueError, match=r"no metrics\.jsonl"):
+        report(tmp_path, fills(), stream, {})
+    (tmp_path / "metrics.jsonl").write_text('{"step"')
+    with pytest.raises(ValueError, match="no complete row"):
+        report(tmp_path, fills(), stream, {})
+
+
+def test_a_step_done_twice_counts_once_and_last(tmp_path):
+    run = write_run(tmp_path / "run", [row(0), row(1, total=9.0), row(1, total=2.0)])
+    assert series(read_metrics(run), "total") == ([0, 1], [1.2, 2.0])
+
+
+def test_settings_lose_only_places(config):
+    kept = public(config)
+    assert kept == {
+        "objective": {"name": "smart", "prototypes": 64}, "data": {"window": [-500, 500], "size": 32}, "init": {},
+        "train": {"steps": 3},
+    }  # fmt: skip

@@ -1,0 +1,114 @@
+"""A pretext task of a few thousand parameters and a stream without files, with everything that training touches."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+import medfast_kernels as mk
+from medfast.types import Batch, Key, Objective, Output, Teacher
+
+WIDTH, CELLS = 6, (2, 2, 2)
+
+
+class Tiny(Objective):
+    """Reconstruction of hidden cells and distillation against a centred teacher; drop path from the batch's key."""
+
+    views = 2
+
+    def __init__(self, broken_at: int | None = None):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(WIDTH, 16), nn.GELU(), nn.Linear(16, 16))
+        self.recon = nn.Linear(16, WIDTH)
+        self.last = nn.Linear(16, 8, bias=False)
+        self.fill = nn.Parameter(torch.zeros(WIDTH))
+        self.register_buffer("centre", torch.zeros(8))
+        self.broken_at = broken_at
+        self.teacher = Teacher(self, "backbone", "last", "fill")
+
+    def cells(self, size):
+        return CELLS
+
+    def momentum(self, t: float) -> float:
+        return 0.9 + 0.1 * t
+
+    def absorb(self, sums) -> None:
+        total, count = sums["centre"]
+        self.centre.lerp_((total / count).to(self.centre), 0.1)
+
+    def forward(self, batch: Batch, t) -> Output:
+        x = torch.cat(batch.views).flatten(1).unflatten(1, (8, WIDTH))
+        key = batch.key.stack(2)
+        if "mask" in batch.targets:
+            where = torch.cat(batch.targets["mask"]).flatten(1)
+        else:
+            where = torch.zeros(len(x), 8, dtype=torch.bool)
+            where = where.scatter(1, mk.random_ids(8, 5, key=key.at(mk.Role.MASK)), True)
+        seen = self.backbone(torch.where(where.unsqueeze(-1), self.fill.to(x), x))
+        if self.training:
+            keep = mk.random_keep(0.3, key=key.at(mk.Role.DROP_PATH)).to(x).reshape(-1, 1, 1)
+            seen = seen * keep / 0.7
+        hidden = where.to(x)
+        wrong = (self.recon(seen) - x).abs().mean(-1)
+        recon = ((wrong * hidden).sum(1) / hidden.sum(1)).mean()
+        with torch.no_grad():
+            raw = self.teacher.last(self.teacher.backbone(x)).to(x)
+            target = ((raw - self.centre.to(x)) / (0.5 + t)).softmax(-1)
+        distil = -(target * self.last(seen).log_softmax(-1)).sum(-1).mean()
+        if self.broken_at == batch.key.step:
+            distil = distil * float("nan")
+        return Output(
+            {"recon": recon, "distil": 0.1 * distil},
+            {"hidden": hidden.mean()},
+            {"centre": (raw.sum((0, 1)), torch.tensor(float(raw.shape[0] * raw.shape[1])))},
+        )
+
+    @torch.no_grad()
+    def tokens(self, batch: Batch):
+        x = batch.views[0].flatten(1).unflatten(1, (8, WIDTH)).flatten(0, 1)
+        return {"student": self.backbone(x), "teacher": self.teacher.backbone(x),
+                "prototypes": self.teacher.last(self.teacher.backbone(x)).softmax(-1)}  # fmt: skip
+
+
+class Memory:
+    """Stream of ``Tiny``: views are noise of (seed, step, slot)."""
+
+    note = None
+
+    def __init__(self, seed: int = 0, batch: int = 4, split: int = 0):
+        self.seed, self.batch_size, self.split = seed, batch, split
+        self.volumes, self.waited = [f"v{split}"], 0.0
+
+    def batch(self, step, slots) -> Batch:
+        key = Key(self.seed + 100 * self.split, step, torch.as_tensor(list(slots)))
+        views = tuple(mk.random_normal((1, 8, WIDTH, 1), key=key.at(mk.Role.CROP, view=v)) + v for v in range(2))
+        return Batch(views, None, key._replace(seed=self.seed))
+
+    def run(self, schedule):
+        return (self.batch(*item) for item in schedule)
+
+    def close(self) -> None: ...
+
+
+def config(out, **changes) -> dict:
+    """A configuration of eight steps; ``changes`` are "section__key"."""
+    found = {
+        "objective": {"name": "tiny"},
+        "optim": {"lr": 1e-2, "min_lr": 1e-4, "warmup": 0.25},
+        "train": {"strategy": "ddp", "steps": 8, "batch": 4, "validate_every": 4, "validate_crops": 3,
+                  "checkpoint_every": 4},
+        "deepspeed": {}, "init": None, "out": str(out),
+    }  # fmt: skip
+    for name, value in changes.items():
+        section, _, key = name.partition("__")
+        if key:
+            found[section][key] = value
+        else:
+            found[section] = value
+    return found
+
+
+def build(seed: int = 0, **options) -> Tiny:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Tiny(**options)
