@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +106,8 @@ class Stream:
         places = [(int(plan.volume[i]), plan.start[i, v], plan.extent[i, v])
                  for v in range(self.recipe.views) for i in range(len(rows))]  # fmt: skip
         numbers = {name: value.T.ravel() for name, value in plan.params.items()}
-        made = self._make()([self._cut(*place) for place in places], numbers)
+        with _one_thread():
+            made = self._make()([self._cut(*place) for place in places], numbers)
         views = tuple(made.reshape(self.recipe.views, len(rows), 1, *self.recipe.size).unbind(0))
         if "noise" in plan.params:
             self._add_noise(views, rows, step, torch.from_numpy(plan.params["noise"]))
@@ -123,8 +125,8 @@ class Stream:
                 self.waited += time.perf_counter() - begin
                 yield batch
             return
-        torch.get_num_threads()  # settles this thread's count before workers set theirs
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="medfast-data", initializer=_one_thread)
+        torch.get_num_threads()  # settles this thread's count before workers change theirs
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="medfast-data")
         self._pools.append(pool)
         todo, ahead = iter(schedule), deque()
         try:
@@ -202,8 +204,15 @@ class Stream:
         return tuple(marks)
 
 
-def _one_thread() -> None:
+@contextmanager
+def _one_thread():
+    """Sums in PyTorch depend on the number of threads in their last bits; batches must not."""
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _check(*, window, executor, workers, holdout, batch, split) -> None:

@@ -38,7 +38,7 @@ def weights(old: int, count: int, scale: float, kernel: str) -> Tensor:
     """(count, old) float32, rows add up to one. Taps outside the volume fall on its first or last voxel."""
     if kernel not in KERNELS:
         raise ValueError(f"kernel is {kernel!r}; accepted are {', '.join(KERNELS)}")
-    half = {"triangle": 1.0, "linear": 1.0, "area": scale / 2 + 0.5}[kernel]
+    half = {"triangle": max(1.0, scale), "linear": 1.0, "area": scale / 2 + 0.5}[kernel]
     centre = (torch.arange(count, dtype=torch.float64) + 0.5) * scale - 0.5
     first = torch.floor(centre - half).long()
     taps = first[:, None] + torch.arange(int(2 * half) + 3)

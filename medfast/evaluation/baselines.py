@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["gaussian", "median", "nearest", "smoothed"]
@@ -75,15 +74,14 @@ def smoothed(volume: Tensor, visible: Tensor, sigma: float, fallback: Tensor) ->
 
 
 def gaussian(volume: Tensor, sigma: float) -> Tensor:
-    """(b, c, *size) blurred along every spatial axis; outside counts as 0; the kernel is cut at four sigma."""
-    radius = max(1, math.ceil(4 * sigma))
-    offsets = torch.arange(-radius, radius + 1, device=volume.device, dtype=volume.dtype)
-    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).view(1, 1, -1)
+    """(b, c, *size) blurred along every spatial axis, sigma in voxels; outside counts as 0.
+
+    As matrix products: at these lengths much faster on a CPU than convolutions with one channel.
+    """
     for axis in range(2, volume.dim()):
-        rows = volume.movedim(axis, -1)
-        blurred = F.conv1d(rows.reshape(-1, 1, rows.shape[-1]), kernel, padding=radius)
-        volume = blurred.view(rows.shape).movedim(-1, axis)
+        place = torch.arange(volume.shape[axis], device=volume.device, dtype=volume.dtype)
+        kernel = torch.exp(-0.5 * ((place[:, None] - place) / sigma) ** 2) / (sigma * math.sqrt(2 * math.pi))
+        volume = (volume.movedim(axis, -1) @ kernel).movedim(-1, axis)
     return volume
 
 

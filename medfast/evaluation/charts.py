@@ -62,7 +62,7 @@ def moving_mean(y: Sequence[float], width: int) -> list[float]:
 
 def chart(title: str, lines: Sequence[Line], levels: Sequence[Level] = (), zero: bool = False) -> str:
     """An SVG figure of ``lines`` against optimizer steps. zero: the y axis starts at 0."""
-    lines = [_thinned(line) for line in lines if len(line.x)]
+    lines = [thin for line in lines if (thin := _thinned(line)).x]
     if not lines:
         return ""
     axes = _axes(lines, levels, zero)

@@ -39,12 +39,12 @@ def gallery(objective: Objective, stream, count: int = 3) -> str:
 
 
 def _choose(stream, count: int) -> Iterator[tuple[Batch, int]]:
-    """Crops with most contrast, one per volume while there are enough: chosen by the truth, never by the result."""
+    """The richest crops, one per volume while there are enough: chosen by the truth, never by the result."""
     found = []
     for batch in crops(stream, CANDIDATES, 2):
         volumes = batch.params.get("volume", torch.zeros(len(batch.views[0]), dtype=torch.int64))
         for row, volume in enumerate(volumes.tolist()):
-            found.append((float(batch.views[0][row].std()), volume, batch, row))
+            found.append((pictures.richness(batch.views[0][row]), volume, batch, row))
     found.sort(key=lambda entry: -entry[0])
     firsts = [entry for i, entry in enumerate(found) if entry[1] not in {e[1] for e in found[:i]}]
     others = [entry for entry in found if not any(entry is first for first in firsts)]
@@ -87,7 +87,7 @@ def _sees(shown: Shown) -> list[tuple[str, str, str]]:
     """Columns (what to draw, heading, sentence) of what teacher and student see."""
     columns = [
         ("view", "First view", "the crop that all other pictures show"),
-        ("other", "Second view", "another crop of the same volume; both must get the same meaning"),
+        ("other", "Second view", "another crop of the same volume"),
         ("drop", "Teacher's drop", "blue: cells the noisy teacher does not see"),
         ("attention", "Teacher's attention", "bright: cells it finds telling"),
         ("mask", "Student's mask", "orange: cells the student has to fill in"),

@@ -116,8 +116,8 @@ def _pictures_text(window: Sequence[float] | None) -> str:
         "First row of pictures: does the teacher's attention lie on organs and bones rather than on air, and does the "
         "student's mask follow it? Second row: does “filled in” continue outlines of body, bones and organs across cells, "
         "and is the error map dark except along edges? Fine texture cannot be guessed and stays blurred. Letters: R, L "
-        f"patient's right and left; A, P front and back; S head.{grey} Slices are chosen for contrast of the scan, not for "
-        "the result."
+        f"patient's right and left; A, P front and back; S head.{grey} Crops and slices are "
+        "chosen for what the scan shows, not for the result."
     )
 
 

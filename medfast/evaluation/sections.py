@@ -45,9 +45,9 @@ KEYS = (
 def losses(rows: Sequence[Row]) -> str:
     """Loss curves, total first, then per term."""
     look = (
-        "Each curve should fall and keep falling slowly. Distillation terms may rise after the first tenth, when the "
-        "teacher becomes more demanding; the fill-in term should not. Held-out dots far above the moving mean would be "
-        "memorised volumes."
+        "The fill-in term should fall and keep falling slowly. Distillation terms chase a teacher that moves, so they dip, "
+        "climb and settle; whether they say anything is told by the collapse gauges below. Held-out dots that rise while "
+        "the moving mean falls would be memorised volumes."
     )
     charts = [_curve(rows, "total", "Sum of all weighted terms: what is trained.", ("total",), ("validation", "total"))]
     for name in names(rows, "loss"):

@@ -106,9 +106,13 @@ class SMIT(Objective):
             {name: term.sums for name, term in terms.items()},
         )
 
+    def cells(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """A cell of the mask is one token of the distilled stage."""
+        return grid_of(size, self.backbone.strides[self.stage])
+
     def _look(self, batch: Batch, drop_path: bool) -> Look:
         volume, key = stack_views(batch, self.views)
-        cells = grid_of(volume.shape[2:], self.backbone.strides[self.stage])
+        cells = self.cells(tuple(volume.shape[2:]))
         taught = None
         if self.teacher is not None:
             with torch.no_grad():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,6 +61,7 @@ def _engine(objective: Objective, optimizer: torch.optim.Optimizer, config: dict
     os.environ.setdefault("LOCAL_RANK", "0")
     import deepspeed
 
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # gloo does our collectives; DeepSpeed would compile a shared-memory all-reduce of its own for 30 s at first launch
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -120,6 +122,7 @@ class Engine:
             return read_moments(self._adamw, self.parameters)
         from deepspeed.utils import safe_get_full_optimizer_state
 
+        self._link()
         found: dict[str, Tensor] = {}
         for group, flat in zip(self.rules, self._flat(), strict=True):
             for name in group.names:
@@ -139,10 +142,16 @@ class Engine:
             self._adamw.state[flat] = {
                 "exp_avg": torch.zeros_like(flat), "exp_avg_sq": torch.zeros_like(flat), "step": step
             }  # fmt: skip
-        self.engine.optimizer._lazy_init_hp_params_optimizer_state()
+        self._link()
         for name, p in self.parameters.items():
             for kind in ("exp_avg", "exp_avg_sq"):
                 safe_set_full_optimizer_state(p, moments[f"{kind}/{name}"].to(p.device), kind)
+
+    def _link(self) -> None:
+        """Tell every parameter where its moments are. DeepSpeed (0.19) does so once, after the step of the first group,
+        when the others have none yet; its getters then find nothing."""
+        self.engine.optimizer._hp_optimizer_states_linked = False
+        self.engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _flat(self) -> list[Tensor]:
         """This rank's fp32 partition of each parameter group."""

@@ -118,7 +118,7 @@ def _run(job: Job, strategy: Strategy, first: int, stream, holdout) -> bool:
         row["time"] = {"step_s": time.perf_counter() - begin, "wait_s": stream.waited - waited}
         if train.validate_crops and (last or train.validate_every and done % train.validate_every == 0):
             begin = time.perf_counter()
-            row["validation"], gauges = validate(job.objective, holdout, train, micro, step / train.steps, here)
+            row["validation"], gauges = validate(job.objective, holdout, train, step / train.steps, here)
             row["gauge"] |= gauges
             row["time"]["validation_s"] = time.perf_counter() - begin
         job.log.row(row)

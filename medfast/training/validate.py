@@ -18,16 +18,17 @@ from medfast.types import Batch, Key, Objective
 
 __all__ = ["crops", "validate"]
 
+AT_ONCE = 2  # crops of a forward: the same on any number of ranks, and fits where a run fits
 HIDDEN = 0.7  # share of cells, whatever the objective's own masks hide, so that runs can be compared
 _KEY = 0x76616C6964  # of the masks; no run's seed changes them
 
 
-def crops(holdout, count: int, micro: int) -> Iterator[Batch]:
-    """The first ``count`` held-out samples, in order of (step, slot), at most ``micro`` at a time."""
+def crops(holdout, count: int) -> Iterator[Batch]:
+    """The first ``count`` held-out samples, in order of (step, slot), a few at a time."""
     for step in range(math.ceil(count / holdout.batch_size)):
         slots = list(range(min(holdout.batch_size, count - step * holdout.batch_size)))
-        for first in range(0, len(slots), micro):
-            yield holdout.batch(step, slots[first : first + micro])
+        for first in range(0, len(slots), AT_ONCE):
+            yield holdout.batch(step, slots[first : first + AT_ONCE])
 
 
 def with_masks(objective: Objective, batch: Batch) -> Batch:
@@ -46,7 +47,7 @@ def with_masks(objective: Objective, batch: Batch) -> Batch:
 
 @torch.no_grad()
 def validate(
-    objective: Objective, holdout, train: Train, micro: int, t: float, world: World
+    objective: Objective, holdout, train: Train, t: float, world: World
 ) -> tuple[dict[str, float], dict[str, float]]:
     """(mean losses over the crops, collapse gauges of the first of them); no drop path, nothing is changed."""
     losses: dict[str, Tensor] = {}
@@ -54,7 +55,7 @@ def validate(
     clock = torch.tensor(t, dtype=torch.float64, device=world.device)
     training = objective.training
     objective.eval()
-    for batch in crops(holdout, train.validate_crops, micro):
+    for batch in crops(holdout, train.validate_crops):
         batch = with_masks(objective, batch).to(world.device, torch.float64 if train.precision == "fp64" else None)
         with autocast(train.precision, world.device):
             found = objective(batch, clock).losses

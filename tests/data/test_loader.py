@@ -184,21 +184,22 @@ def test_views_differ_and_their_number_is_free(store):
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_run_keeps_the_order_and_counts_the_wait(store, workers, monkeypatch):
-    s = stream(store, workers=workers)
-    make = Stream.batch
+def test_run_keeps_the_order_works_ahead_and_counts_the_wait(store, workers, monkeypatch):
+    s, make, second = stream(store, workers=workers), Stream.batch, threading.Event()
 
-    def slow(self, step, slots):
-        time.sleep(0.03 if step % 2 else 0.001)
-        return make(self, step, slots)
+    def uneven(self, step, slots):
+        time.sleep(0.2 if step == 0 else 0.0)
+        batch = make(self, step, slots)
+        if step == 1:
+            second.set()
+        return batch
 
-    monkeypatch.setattr(Stream, "batch", slow)
-    assert [b.key.step for b in s.run((step, [0]) for step in range(9))] == list(range(9))
-    assert 0.01 < s.waited < 5
-    before, consumed = s.waited, s.run((step, [0]) for step in range(0, 8, 2))
-    for _ in consumed:
-        time.sleep(0.05)
-    assert workers == 0 or s.waited - before < 0.15, "batches are not made ahead"
+    monkeypatch.setattr(Stream, "batch", uneven)
+    batches = s.run((step, [0]) for step in range(9))
+    assert next(batches).key.step == 0
+    assert 0.05 < s.waited < 60
+    assert second.wait(20 if workers else 0) == (workers > 0), "the next batch is made without being asked for"
+    assert [b.key.step for b in batches] == list(range(1, 9))
 
 
 def test_work_ahead_is_bounded_and_stops(store):
@@ -217,6 +218,18 @@ def test_work_ahead_is_bounded_and_stops(store):
     next(other)
     s.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("medfast-data")]
+
+
+def test_batches_do_not_depend_on_the_number_of_threads(store):
+    before, batches = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            batches.append(stream(store, **{**AUTHOR, "size": 40}).batch(1, range(6)))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert equal(*batches)
 
 
 def test_workers_leave_the_threads_of_the_consumer_alone(store):

@@ -1,7 +1,5 @@
 """A small world without a store or a network: phantoms that are balls, and an objective that fills in their mean."""
 
-import types
-
 import pytest
 import torch
 from medfast_kernels import Key
@@ -76,16 +74,11 @@ def _repeat(cells):
     return cells
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def stream():
     return Stream()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def fills():
     return Fills
-
-
-@pytest.fixture
-def world():
-    return types.SimpleNamespace(size=SIZE, cell=CELL)

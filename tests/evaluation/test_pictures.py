@@ -34,12 +34,14 @@ def test_planes_follow_radiological_convention(patient, name, left, top):
     assert (plane.edges[0], plane.edges[2]) == (letter[left], letter[top])
 
 
-def test_slices_are_those_with_most_contrast_in_the_middle_half():
+def test_slices_are_the_richest_of_the_middle_half():
     volume = torch.zeros(16, 16, 16)
-    volume[0] = torch.rand(16, 16) * 100  # outside the middle half
-    volume[9, 6:9, 5] = 50.0
+    volume[0] = torch.linspace(0, 1, 16)  # rich, but outside the middle half
+    volume[9, 6:10, 5] = torch.tensor([0.2, 0.4, 0.6, 0.8])
     assert pictures.slices_of(volume)[0] == 9
     assert pictures.slices_of(volume)[2] == 5
+    assert pictures.richness(torch.zeros(4, 4)) == 0
+    assert pictures.richness(torch.tensor([0.1, 0.9])) == pytest.approx(0.693, abs=1e-3)
 
 
 def test_cells_cover_voxels_and_the_last_is_cut():

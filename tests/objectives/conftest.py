@@ -1,12 +1,12 @@
-"""A backbone of a few thousand parameters that keeps the protocol, and batches for it: the quick path of these tests."""
+"""A backbone of a few thousand parameters that keeps the protocol, and batches for it: the quick path here."""
 
 from types import SimpleNamespace
 
-import medfast_kernels as mk
 import pytest
 import torch
 from torch import nn
 
+import medfast_kernels as mk
 from medfast.objectives.masking import AttentionMask
 from medfast.objectives.smart import SMART
 from medfast.objectives.smit import SMIT
@@ -49,7 +49,11 @@ class Tiny(nn.Module):
 
 def _merge(x):
     b, d, h, w, c = x.shape
-    return x.reshape(b, d // 2, 2, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, d // 2, h // 2, w // 2, 8 * c)
+    return (
+        x.reshape(b, d // 2, 2, h // 2, 2, w // 2, 2, c)
+        .permute(0, 1, 3, 5, 2, 4, 6, 7)
+        .reshape(b, d // 2, h // 2, w // 2, 8 * c)
+    )
 
 
 def smart(seed=0, dtype=torch.float64, semantic_attention=1, drop_path=0.0, mask=None, **settings) -> SMART:

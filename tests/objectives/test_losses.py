@@ -36,7 +36,9 @@ def sides(centre, student_temperature=0.5, teacher_temperature=0.3):
     w_s, w_t = random(K, WIDTH, seed=8, grad=True), random(K, WIDTH, seed=9)
     centres = Centres(("x",), K).double()
     centres.x.copy_(centre)
-    made = Sides(lambda z: z @ w_s.T, lambda z: z @ w_t.T, student_temperature, lambda h: centres("x", h, teacher_temperature))
+    made = Sides(
+        lambda z: z @ w_s.T, lambda z: z @ w_t.T, student_temperature, lambda h: centres("x", h, teacher_temperature)
+    )
     return made, w_s, w_t
 
 

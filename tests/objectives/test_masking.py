@@ -101,7 +101,13 @@ def test_wrong_arguments_are_refused():
     for wrong in ({"ratio": 1.2}, {"rounding": "round"}):
         with pytest.raises(ValueError):
             RandomMask(**wrong)
-    for wrong in ({"ratio": -0.1}, {"hint": 0.8}, {"hint_mode": "some"}, {"order": "up"}, {"order": "low", "hint": 0.1}):
+    for wrong in (
+        {"ratio": -0.1},
+        {"hint": 0.8},
+        {"hint_mode": "some"},
+        {"order": "up"},
+        {"order": "low", "hint": 0.1},
+    ):
         with pytest.raises(ValueError):
             AttentionMask(**wrong)
     with pytest.raises(ValueError, match="attention"):
@@ -111,4 +117,4 @@ def test_wrong_arguments_are_refused():
 
 
 def test_the_table_names_both():
-    assert MASKS == {"random": RandomMask, "attention": AttentionMask}
+    assert {"random": RandomMask, "attention": AttentionMask} == MASKS

@@ -79,7 +79,9 @@ def by_hand(o, batch, gitd, heads):
                  for d in (0, 1)]
             )  # fmt: skip
             voxels = shown["mask"][view][i]
-            loss["amip"] += ((made - batch.views[view][i, 0]).abs() * voxels).sum() / (voxels.sum().double() + 1e-5) / (2 * b)
+            loss["amip"] += (
+                ((made - batch.views[view][i, 0]).abs() * voxels).sum() / (voxels.sum().double() + 1e-5) / (2 * b)
+            )
     return {name: WEIGHTS[name] * value for name, value in loss.items()}
 
 
@@ -283,7 +285,8 @@ def test_padding_does_not_count(tiny):
 
 
 def test_fixed_masks_are_used_as_given(tiny):
-    o, where = tiny.smart(), tuple(torch.rand(2, *tiny.cells) > 0.4 for _ in range(2))
+    o = tiny.smart()
+    where = tuple(torch.rand(2, *o.cells(tiny.size)) > 0.4 for _ in range(2))
     shown = o.picture(tiny.batch(2, targets={"mask": where}))
     assert all(torch.equal(shown["mask"][i][:, ::8, ::8, ::8], where[i]) for i in range(2))
     drawn = o.picture(tiny.batch(2))["mask"]

@@ -6,6 +6,7 @@ where tokens that meet only because the grid wraps round do not see each other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -110,15 +111,17 @@ def _partition(problem: Problem, x: Tensor) -> Tensor:
     sizes = [size for pair in zip(problem.counts, problem.window, strict=True) for size in pair]
     x = x.reshape(len(x), *sizes, *rest)
     order = [0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), *range(2 * axes + 1, x.dim())]
-    return x.permute(order).reshape(len(x), -1, problem.tokens, *rest)
+    return x.permute(order).reshape(len(x), math.prod(problem.counts), problem.tokens, *rest)
 
 
 def _reverse(problem: Problem, out: Tensor) -> Tensor:
     """(b, windows, heads, N, dim) -> (b, *grid, heads * dim)."""
     axes = len(problem.grid)
-    out = out.transpose(2, 3).flatten(3).reshape(len(out), *problem.counts, *problem.window, -1)
+    out = out.transpose(2, 3).flatten(3)
+    channels = out.shape[-1]
+    out = out.reshape(len(out), *problem.counts, *problem.window, channels)
     order = [0, *[axis for i in range(axes) for axis in (1 + i, 1 + axes + i)], 2 * axes + 1]
-    out = out.permute(order).reshape(len(out), *problem.padded, -1)
+    out = out.permute(order).reshape(len(out), *problem.padded, channels)
     if any(problem.shift):
         out = torch.roll(out, list(problem.shift), list(range(1, 1 + axes)))
     return out[(slice(None), *[slice(g) for g in problem.grid])]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import signal
+from pathlib import Path
+
 import torch
 from torch import nn
 
 import medfast_kernels as mk
+from medfast.training import checkpoint, pretrain
 from medfast.types import Batch, Key, Objective, Output, Teacher
 
 WIDTH, CELLS = 6, (2, 2, 2)
@@ -75,11 +80,13 @@ class Memory:
 
     note = None
 
-    def __init__(self, seed: int = 0, batch: int = 4, split: int = 0):
-        self.seed, self.batch_size, self.split = seed, batch, split
+    def __init__(self, seed: int = 0, batch: int = 4, split: int = 0, stop_at: int | None = None):
+        self.seed, self.batch_size, self.split, self.stop_at = seed, batch, split, stop_at
         self.volumes, self.waited = [f"v{split}"], 0.0
 
     def batch(self, step, slots) -> Batch:
+        if step == self.stop_at:
+            signal.raise_signal(signal.SIGUSR1)
         key = Key(self.seed + 100 * self.split, step, torch.as_tensor(list(slots)))
         views = tuple(mk.random_normal((1, 8, WIDTH, 1), key=key.at(mk.Role.CROP, view=v)) + v for v in range(2))
         return Batch(views, None, key._replace(seed=self.seed))
@@ -112,3 +119,33 @@ def build(seed: int = 0, **options) -> Tiny:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Tiny(**options)
+
+
+def run(out, seed: int = 0, stop_at: int | None = None, broken_at: int | None = None, **changes) -> Tiny:
+    """Pretrain from scratch or from what ``out`` holds; the objective as it is at the end."""
+    objective = build(seed, broken_at=broken_at)
+    batch = changes.get("train__batch", 4)
+    pretrain(objective, config(out, **changes), Memory(batch=batch, stop_at=stop_at), Memory(batch=batch, split=1))
+    return objective
+
+
+def rows(out) -> list[dict]:
+    """The metrics of a run without its timings."""
+    found = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "time"} for row in found]
+
+
+def tensors(out, step: int = 8) -> dict[str, torch.Tensor]:
+    """Everything in a checkpoint."""
+    parts, _ = checkpoint.load(Path(out) / "ckpt" / f"step_{step:08d}")
+    return {f"{part}/{name}": x for part, named in parts.items() for name, x in named.items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def drift(a: list[dict], b: list[dict]) -> float:
+    """Largest relative difference of a loss between two runs."""
+    pairs = [(x["loss"][name], y["loss"][name]) for x, y in zip(a, b, strict=True) for name in x["loss"]]
+    return max(abs(x - y) / abs(y) for x, y in pairs)

@@ -1,0 +1,88 @@
+"""Window attention in C++ as a torch operator: fake implementation, autograd, and the way there from a checked call."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ._checks import NAMESPACE
+from ._dispatch import WHY_NO_CPP
+from ._window import Problem, bias_rows
+from .key import Key
+
+_OPERATORS = getattr(torch.ops, NAMESPACE)
+
+
+def attend(problem: Problem) -> Tensor:
+    """(b, *grid, heads * dim) in the dtype of qkv; 16-bit input is computed in fp32."""
+    dtype = torch.promote_types(problem.qkv.dtype, torch.float32)
+    qkv, bias, scale, pad_value = problem.qkv.to(dtype), problem.bias, problem.scale, problem.pad_value
+    if bias is not None:
+        bias = bias.to(dtype)
+        bias = bias[bias_rows(problem, qkv.device)].permute(2, 0, 1) if bias.dim() == 2 else bias
+    heads = qkv.shape[-2]
+    scale = scale.to(dtype) if isinstance(scale, Tensor) else torch.full((heads,), scale, dtype=dtype)
+    pad_value = None if pad_value is None else pad_value.to(dtype)
+    draw = None if problem.key is None else _draw(problem.key)
+    seed = 0 if problem.key is None else _signed(int(problem.key.seed))
+    out, _ = _OPERATORS.window_attention(
+        qkv, bias, scale, pad_value, problem.keep, draw, problem.window, problem.shift, problem.cosine,
+        problem.pad == "bias", problem.dropout, seed,
+    )  # fmt: skip
+    return out.to(problem.qkv.dtype)
+
+
+def _draw(key: Key) -> Tensor:
+    """(b, 3) int64: sample, step and stream of each sample, the counter words 1 to 3."""
+    assert key.sample is not None  # check() has filled it in
+    step, stream = (torch.as_tensor(word, dtype=torch.int64, device=key.sample.device) for word in (key.step, key.stream))
+    return torch.stack((key.sample, step.expand_as(key.sample), stream.expand_as(key.sample)), dim=1)
+
+
+def _signed(seed: int) -> int:
+    """The 64 bits of a seed as the signed integer that an operator takes."""
+    return (seed + 2**63) % 2**64 - 2**63
+
+
+def _fake(qkv, bias, scale, pad_value, keep, draw, window, shift, cosine, live_pads, dropout, seed):
+    axes = len(window)
+    batch, grid, (heads, dim) = qkv.shape[0], qkv.shape[1 : 1 + axes], qkv.shape[-2:]
+    windows = math.prod([-(-g // w) for g, w in zip(grid, window, strict=True)])
+    return (
+        qkv.new_empty((batch, *grid, heads * dim)),
+        qkv.new_empty((batch, windows, heads, math.prod(window))),
+    )
+
+
+def _fake_backward(grad, out, lse, qkv, bias, scale, pad_value, *rest):
+    heads, dim = qkv.shape[-2:]
+    return (
+        torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device),
+        qkv.new_empty((0,) if bias is None else bias.shape),
+        qkv.new_empty((3, heads, dim)),
+        qkv.new_empty((heads,)),
+    )
+
+
+def _save(ctx, inputs, output) -> None:
+    tensors, ctx.rest = inputs[:6], inputs[6:]
+    ctx.save_for_backward(*tensors, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad, _):
+    *tensors, out, lse = ctx.saved_tensors
+    bias, pad_value = tensors[1], tensors[3]
+    if grad is None:
+        return (None,) * (len(tensors) + len(ctx.rest))
+    qkv, table, pads, scale = _OPERATORS.window_attention_backward(grad, out, lse, *tensors, *ctx.rest)
+    grads = (qkv, None if bias is None else table, scale, None if pad_value is None else pads)
+    return *grads, *(None,) * (2 + len(ctx.rest))
+
+
+if WHY_NO_CPP is None:
+    torch.library.register_fake(f"{NAMESPACE}::window_attention", _fake)
+    torch.library.register_fake(f"{NAMESPACE}::window_attention_backward", _fake_backward)
+    torch.library.register_autograd(f"{NAMESPACE}::window_attention", _backward, setup_context=_save)

@@ -1,0 +1,34 @@
+"""What two ranks do, in one launch: ``torchrun --nproc_per_node 2 two_ranks.py FOLDER CASE...``; test_two_ranks judges."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import tiny_task as task
+import torch
+
+SMALL = {"optim__lr": 1e-6, "optim__min_lr": 1e-7, "train__steps": 10}
+STAGES = {name: {"train__strategy": "deepspeed", "deepspeed": {"zero_optimization": {"stage": stage}}}
+          for stage, name in enumerate(("zero0", "zero1"))}  # fmt: skip
+
+
+def main(folder: Path, cases: list[str]) -> None:
+    for case in cases:
+        if case == "ddp":
+            objective = task.run(folder / "ddp", train__precision="fp64", train__steps=10)
+        else:
+            task.run(folder / f"{case}_small", **SMALL, **STAGES[case])
+            task.run(folder / f"{case}_whole", **STAGES[case])
+            try:
+                task.run(folder / f"{case}_parts", stop_at=2, **STAGES[case])
+            except SystemExit as stop:
+                (folder / f"{case}_exit_{os.environ['RANK']}").write_text(str(stop.code))
+            objective = task.run(folder / f"{case}_parts", seed=7, **STAGES[case])
+        state = {**objective.state_dict(), **{f"teacher.{n}": x for n, x in objective.teacher.state().items()}}
+        flat = torch.cat([x.double().flatten() for x in state.values()])
+        (folder / f"{case}_rank_{os.environ['RANK']}").write_bytes(flat.numpy().tobytes())
+
+
+main(Path(sys.argv[1]), sys.argv[2:])
