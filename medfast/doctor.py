@@ -64,7 +64,7 @@ PARTS = (
          "data.executor: dali, views made by DALI; torch makes the same views",
          'pip install "medfast[dali-cu13]" (CUDA 12 drivers: dali-cu12)'),
     Part("isal", ("isal",), "data prepare inflates .nii.gz about twice as fast", "pip install isal"),
-    Part("triton", ("triton",), "operators as Triton kernels on NVIDIA GPUs", "pip install triton"),
+    Part("triton", ("triton",), "torch.compile on NVIDIA GPUs", "pip install triton"),
     Part("ninja", ("ninja",), "building csrc in parallel", DEV),
     Part("pybind11", ("pybind11",), "building csrc", DEV),
     Part("monai", ("monai",), "comparison with MONAI's Swin in the tests", DEV),
@@ -105,7 +105,11 @@ def _machine() -> Iterable[str]:
         ("cores", _cores()),
         *((f"device {i}" if i else "device", text) for i, text in enumerate(_devices())),
         ("memory", f"{_memory_gb():.1f} GB" if _memory_gb() else "unknown"),
-        ("disk here", f"{free:.0f} GB free" + (f", little for a store and checkpoints (want {FREE_GB})" if free < FREE_GB else "")),
+        (
+            "disk here",
+            f"{free:.0f} GB free"
+            + (f", little for a store and checkpoints (want {FREE_GB})" if free < FREE_GB else ""),
+        ),
     ]
     return _columns(rows)
 
@@ -128,12 +132,17 @@ def _devices() -> list[str]:
         return ["unknown: torch is not installed"]
     torch = importlib.import_module("torch")
     if not torch.cuda.is_available():
-        why = "this torch is built without CUDA" if torch.version.cuda is None else "torch finds no usable GPU or driver"
+        why = (
+            "this torch is built without CUDA" if torch.version.cuda is None else "torch finds no usable GPU or driver"
+        )
         return [f"cpu ({why})"]
     found = []
     for i in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(i)
-        found.append(f"{about.name}, sm_{about.major}{about.minor}, {about.total_memory / 2**30:.0f} GB, CUDA {torch.version.cuda}")
+        found.append(
+            f"{about.name}, sm_{about.major}{about.minor}, {about.total_memory / 2**30:.0f} GB, "
+            f"CUDA {torch.version.cuda}"
+        )
     return found
 
 
@@ -149,8 +158,31 @@ def _packages() -> Iterable[str]:
 
 
 def _kernels() -> Iterable[str]:
-    """Which backend each operator would use, from the one place that decides it."""
-    return []
+    """The backend of each operator on each kind of device here, asked of the one place that decides it."""
+    torch = importlib.import_module("torch")
+    dispatch = importlib.import_module("medfast_kernels._dispatch")
+    why = dispatch.WHY_NO_CPP
+    yield f"C++ kernels: {'built and loaded' if why is None else f'not there: {why}'}"
+    for name, value in dispatch.facts().items():
+        if name not in ("torch", "C++ library"):
+            yield f"{name}: {value}"
+    if asked := os.environ.get("MEDFAST_BACKEND"):
+        yield f"MEDFAST_BACKEND={asked} overrules the choice below"
+    rows = []
+    for device in (torch.device(kind) for kind in ("cpu", "cuda") if kind == "cpu" or torch.cuda.is_available()):
+        for operator in dispatch.OPERATORS:
+            rows.append((operator, f"on {device.type}", *_choice(dispatch, operator, device)))
+    yield from _columns(rows)
+
+
+def _choice(dispatch, operator: str, device) -> tuple[str, str]:
+    """(backend, why): the one that ``operator`` would use and what keeps the others from it."""
+    try:
+        chosen = dispatch.choose(operator, device)
+    except (RuntimeError, ValueError) as error:
+        return "none", str(error)
+    others = {name: dispatch.why_not(operator, name, device) for name in dispatch.BACKENDS if name != chosen}
+    return chosen, "; ".join(f"{name}: {reason or 'runs if asked for'}" for name, reason in others.items())
 
 
 def _advice() -> Iterable[str]:
@@ -163,6 +195,4 @@ def _advice() -> Iterable[str]:
         if unset:
             advice.append(f"CPU runs: export {' '.join(unset)}; otherwise glibc hands large buffers back after each "
                           "operator and a step takes up to twice as long")  # fmt: skip
-    if shutil.which("nvcc") is None and importlib.util.find_spec("triton") is None:
-        advice.append("no nvcc and no Triton: GPU kernels can neither be compiled ahead nor at run time")
     return advice or ["nothing: all is well"]

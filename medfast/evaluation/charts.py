@@ -12,8 +12,8 @@ from matplotlib.ticker import MaxNLocator
 
 __all__ = ["Level", "Line", "chart", "moving_mean"]
 
-WIDTH, HEIGHT = 520, 250
-LEFT, RIGHT, TOP, BOTTOM = 62, 16, 12, 34
+NORMAL, SMALL = (520, 250), (350, 200)  # width and height: text keeps its size where a chart gets less room
+LEFT, RIGHT, TOP, BOTTOM = 56, 16, 12, 34
 MOST_POINTS = 500  # per line; longer runs are averaged in bins
 
 
@@ -38,6 +38,8 @@ class Level:
 
 @dataclass(frozen=True)
 class _Axes:
+    width: int
+    height: int
     x: tuple[float, float]
     y: tuple[float, float]
     ticks: tuple[Sequence[float], Sequence[float]] = field(default=((), ()))
@@ -45,7 +47,15 @@ class _Axes:
     def at(self, x: float, y: float) -> tuple[float, float]:
         across = (x - self.x[0]) / (self.x[1] - self.x[0])
         up = (y - self.y[0]) / (self.y[1] - self.y[0])
-        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+        return LEFT + across * (self.right - LEFT), self.base - up * (self.base - TOP)
+
+    @property
+    def right(self) -> int:
+        return self.width - RIGHT
+
+    @property
+    def base(self) -> int:
+        return self.height - BOTTOM
 
 
 def moving_mean(y: Sequence[float], width: int) -> list[float]:
@@ -60,19 +70,21 @@ def moving_mean(y: Sequence[float], width: int) -> list[float]:
     return np.where(many > 0, (total[stop] - total[start]) / np.maximum(many, 1), np.nan).tolist()
 
 
-def chart(title: str, lines: Sequence[Line], levels: Sequence[Level] = (), zero: bool = False) -> str:
-    """An SVG figure of ``lines`` against optimizer steps. zero: the y axis starts at 0."""
+def chart(
+    title: str, lines: Sequence[Line], levels: Sequence[Level] = (), zero: bool = False, small: bool = False
+) -> str:
+    """An SVG figure of ``lines`` against optimizer steps, "" where there is nothing to draw. zero: y starts at 0."""
     lines = [thin for line in lines if (thin := _thinned(line)).x]
     if not lines:
         return ""
-    axes = _axes(lines, levels, zero)
+    axes = _axes(lines, levels, zero, SMALL if small else NORMAL)
     parts = [_frame(axes)]
     parts += [_level(axes, level) for level in levels]
     parts += [_draw(axes, line) for line in sorted(lines, key=lambda line: line.style != "raw")]
     described = f"{title}: from {lines[0].y[0]:.4g} to {lines[0].y[-1]:.4g}"
     body = "".join(parts)
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(described)}">'
+        f'<svg viewBox="0 0 {axes.width} {axes.height}" role="img" aria-label="{escape(described)}">'
         f"<title>{escape(described)}</title>{body}</svg>"
     )
 
@@ -84,21 +96,21 @@ def _thinned(line: Line) -> Line:
     return Line(line.label, [x for x, _ in keep], [y for _, y in keep], line.style)
 
 
-def _axes(lines: Sequence[Line], levels: Sequence[Level], zero: bool) -> _Axes:
-    xs = [x for line in lines for x in line.x] or [0.0]
-    ys = [y for line in lines for y in line.y] or [0.0]
+def _axes(lines: Sequence[Line], levels: Sequence[Level], zero: bool, size: tuple[int, int]) -> _Axes:
+    xs = [x for line in lines for x in line.x]
+    ys = [y for line in lines for y in line.y]
     low, high = np.percentile(ys, [0.2, 99.8])  # one spike must not flatten the curve
     low, high = min([low, *(level.y for level in levels)]), max([high, *(level.y for level in levels)])
     low = min(low, 0.0) if zero else low
     pad = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
     y = (low if zero and low == 0 else low - pad, high + pad)
     x = (min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 0.5, min(xs) + 0.5)
-    return _Axes(x, y, (_ticks(x, 6, integer=True), _ticks(y, 5)))
+    return _Axes(*size, x, y, (_ticks(x, size[0] // 85, integer=True), _ticks(y, size[1] // 50)))
 
 
 def _ticks(span: tuple[float, float], count: int, integer: bool = False) -> list[float]:
     ticks = MaxNLocator(count, integer=integer, steps=[1, 2, 2.5, 5, 10]).tick_values(*span)
-    return [t for t in ticks.tolist() if span[0] <= t <= span[1]]
+    return [float(t) for t in ticks if span[0] <= t <= span[1]]
 
 
 def _frame(axes: _Axes) -> str:
@@ -106,14 +118,13 @@ def _frame(axes: _Axes) -> str:
     step = abs(axes.ticks[1][1] - axes.ticks[1][0]) if len(axes.ticks[1]) > 1 else 1.0
     for y in axes.ticks[1]:
         _, at = axes.at(axes.x[0], y)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{axes.right}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{_number(y, step)}</text>')
     for x in axes.ticks[0]:
         at, _ = axes.at(x, axes.y[0])
-        parts.append(f'<text x="{at:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{x:,.0f}</text>')
-    base = HEIGHT - BOTTOM
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>')
-    parts.append(f'<text class="unit" x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">optimizer step</text>')
+        parts.append(f'<text x="{at:.1f}" y="{axes.base + 17}" text-anchor="middle">{x:,.0f}</text>')
+    parts.append(f'<line class="axis" x1="{LEFT}" x2="{axes.right}" y1="{axes.base}" y2="{axes.base}"/>')
+    parts.append(f'<text class="unit" x="{axes.right}" y="{axes.height - 3}" text-anchor="end">optimizer step</text>')
     return "".join(parts)
 
 

@@ -25,7 +25,8 @@ Shown = dict[str, Tensor]  # of one crop and view: "view", "other", "mask" ... e
 
 def gallery(objective: Objective, stream, count: int = 3) -> str:
     """HTML of ``count`` held-out crops; "" where the objective draws no pictures or the crops are no volumes."""
-    if not hasattr(objective, "picture"):
+    draw = getattr(objective, "picture", None)
+    if draw is None:
         return ""
     objective.eval()
     device = next(objective.parameters()).device
@@ -33,7 +34,7 @@ def gallery(objective: Objective, stream, count: int = 3) -> str:
     for number, (batch, row) in enumerate(_choose(stream, count)):
         if batch.views[0].dim() != 5:
             return ""
-        shown = objective.picture(batch.to(device))
+        shown = draw(batch.to(device))
         drawn.append(_crop(number + 1, _one(batch, shown, row), _caption(stream, batch, row)))
     return "".join(drawn)
 
@@ -112,7 +113,8 @@ def _strip(columns: Sequence[tuple[str, str, str]], shown: Shown, cuts: Sequence
     for cut in cuts:
         cells.append(f'<div class="side">{cut["plane"].name}</div>')
         cells += [_draw(kind, head, shown, **cut) for kind, head, _ in columns]
-    return f'<div class="strip" style="grid-template-columns:18px repeat({len(columns)},minmax(0,1fr))">{"".join(cells)}</div>'
+    grid = f"grid-template-columns:18px repeat({len(columns)},minmax(0,1fr))"
+    return f'<div class="strip" style="{grid}">{"".join(cells)}</div>'
 
 
 def _draw(kind: str, head: str, shown: Shown, plane: Plane, index: int) -> str:

@@ -18,7 +18,7 @@ __all__ = ["Gauge", "gauges_of", "shuffled"]
 
 @dataclass(frozen=True)
 class Gauge:
-    """One gauge. value: of the model; collapsed, random: what such a model shows; ceiling: the largest possible value."""
+    """One gauge. value: of the model; collapsed, random: what such models show; ceiling: the largest possible value."""
 
     value: float
     collapsed: float
@@ -66,7 +66,9 @@ def gauges_of(objective: Objective, batches: Sequence[Batch]) -> dict[str, Gauge
 def _ceilings(tokens: dict[str, Tensor]) -> dict[str, float]:
     ceilings = {f"rank_{part}": float(min(x.shape)) for part, x in tokens.items()}
     if "prototypes" in tokens:
-        ceilings["entropy_used"] = ceilings["entropy_each"] = math.log(tokens["prototypes"].shape[1])
+        ceilings |= dict.fromkeys(
+            ("entropy_used", "entropy_each", "information"), math.log(tokens["prototypes"].shape[1])
+        )
     return ceilings
 
 

@@ -23,14 +23,15 @@ p { margin: 0 0 12px; max-width: 78ch; } .lead { font-size: 18px; color: var(--s
 section { margin-top: 52px; padding-top: 26px; border-top: 1px solid var(--line); }
 .look { border-left: 3px solid var(--accent); padding: 2px 0 2px 14px; color: var(--soft); margin: 10px 0 20px; }
 .look b { color: var(--ink); font-weight: 600; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 14px; margin: 26px 0 4px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(160px, 1fr)); gap: 14px; margin: 26px 0 4px; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; }
-.tile b { display: block; font-size: 26px; letter-spacing: -.02em; font-weight: 620; font-variant-numeric: tabular-nums; }
+.tile b { display: block; font-size: 26px; letter-spacing: -.02em; font-weight: 620; }
 .tile span { color: var(--soft); font-size: 13.5px; line-height: 1.35; display: block; }
 .tile.good b { color: var(--good); } .tile.bad b { color: var(--bad); }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 16px; }
 .small { grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); }
-figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px 10px; }
+figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 10px;
+  padding: 14px 16px 10px; }
 figcaption { color: var(--soft); font-size: 13.5px; line-height: 1.4; margin-bottom: 6px; }
 figcaption strong { color: var(--ink); font-size: 15px; display: block; }
 svg { width: 100%; height: auto; display: block; } svg text { fill: var(--soft); font-size: 11.5px; }
@@ -65,9 +66,8 @@ tr.us .bar div { background: var(--accent); } td small { color: var(--soft); fon
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 22px; margin: 0; font-size: 14.5px; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; overflow-x: auto;
-  font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; } summary { cursor: pointer; color: var(--accent); }
-.scale { display: inline-block; width: 90px; height: 10px; border-radius: 2px; vertical-align: -1px; margin: 0 6px;
-  background: linear-gradient(90deg, #000004, #420a68, #932667, #dd513a, #fca50a, #fcffa4); }
+  font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
+summary { cursor: pointer; color: var(--accent); }
 footer { margin-top: 56px; color: var(--soft); font-size: 13.5px; }
 @media print { section { break-inside: avoid-page; } main { padding: 0; } }
 """
@@ -84,12 +84,15 @@ def page(title: str, body: Iterable[str]) -> str:
 
 def section(title: str, look: str, *parts: str) -> str:
     """A section. look: what the reader should look for, HTML."""
-    return f'<section><h2>{escape(title)}</h2><p class="look"><b>What to look for.</b> {look}</p>{"".join(parts)}</section>'
+    head = f'<h2>{escape(title)}</h2><p class="look"><b>What to look for.</b> {look}</p>'
+    return f"<section>{head}{''.join(parts)}</section>"
 
 
 def tiles(entries: Iterable[tuple[str, str, str]]) -> str:
     """Key numbers: (number, what it is, "good" | "bad" | "")."""
-    cells = (f'<div class="tile {tone}"><b>{escape(n)}</b><span>{escape(what)}</span></div>' for n, what, tone in entries)
+    cells = (
+        f'<div class="tile {tone}"><b>{escape(n)}</b><span>{escape(what)}</span></div>' for n, what, tone in entries
+    )
     return f'<div class="tiles">{"".join(cells)}</div>'
 
 

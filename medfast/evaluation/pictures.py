@@ -47,7 +47,7 @@ PLANES = (
 
 
 def richness(image: Tensor) -> float:
-    """Entropy of an image's grey values in [0, 1]: large where air, fat, organs and bone are all in it, 0 for air alone."""
+    """Entropy of grey values in [0, 1]: large where air, fat, organs and bone are all there, 0 for air alone."""
     share = torch.histc(image.float().cpu(), bins=16, min=0, max=1) / max(image.numel(), 1)
     return float(torch.special.entr(share).sum())
 
@@ -91,5 +91,5 @@ def tint(where: np.ndarray, colour: tuple[float, float, float], alpha: float = 0
 def png(pixels: np.ndarray) -> str:
     """(rows, columns, 3 or 4) in [0, 1] as a data URI."""
     file = io.BytesIO()
-    imsave(file, np.ascontiguousarray((pixels * 255).round().astype(np.uint8)), format="png", metadata={"Software": None})
+    imsave(file, np.ascontiguousarray((pixels * 255).round().astype(np.uint8)), format="png", metadata={"Software": ""})
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -30,7 +30,8 @@ Picture = dict[str, tuple[Tensor, ...]]
 class Score:
     """Masked L1 in window units (0 to 1), the mean over ``crops`` crops, where each view counts as a crop.
 
-    mask: "fixed" or "own". views: of an objective. hidden: share of voxels. l1: "model", "median_crop", "median_visible", "nearest", and for each sigma "smoothed_1", "nearest_smoothed_1" ...
+    mask: "fixed" or "own". views: of the objective. hidden: share of voxels. l1: "model", "median_crop",
+    "median_visible", "nearest", and for each sigma "smoothed_1", "nearest_smoothed_1" ...
     """
 
     mask: str
@@ -72,7 +73,8 @@ def measure(objective: Objective, stream, crops: int = 16) -> tuple[Score, ...]:
 
     Crops in which nothing is hidden, or nothing is left to interpolate from, are left out.
     """
-    if not hasattr(objective, "picture"):
+    draw = getattr(objective, "picture", None)
+    if draw is None:
         return ()
     objective.eval()
     device = next(objective.parameters()).device
@@ -83,7 +85,7 @@ def measure(objective: Objective, stream, crops: int = 16) -> tuple[Score, ...]:
         if "mask" not in masked.targets:
             return ()
         for kind, shown in (("fixed", masked), ("own", batch)):
-            picture = objective.picture(shown)
+            picture = draw(shown)
             if "reconstruction" not in picture:
                 return ()
             tallies[kind].add(shown, picture)
@@ -98,7 +100,8 @@ class _Tally:
 
     def add(self, batch: Batch, picture: Picture) -> None:
         for view, (truth, hidden) in enumerate(zip(batch.views, picture["mask"], strict=True)):
-            real = torch.ones_like(hidden) if not batch.valid or batch.valid[view] is None else batch.valid[view]
+            valid = batch.valid[view] if batch.valid else None
+            real = torch.ones_like(hidden) if valid is None else valid
             usable = (real & hidden).flatten(1).any(1) & (real & ~hidden).flatten(1).any(1)
             if not usable.any():
                 continue
@@ -114,7 +117,7 @@ class _Tally:
 
 
 def score(truth: Tensor, reconstruction: Tensor, hidden: Tensor, valid: Tensor) -> dict[str, Tensor]:
-    """Masked L1 (b,) of the model and of every baseline on the hidden, valid voxels of each crop; names as in ``Score``.
+    """Masked L1 (b,) of the model and of every baseline on each crop's hidden, valid voxels; names as in ``Score``.
 
     truth, reconstruction: (b, c, *size); hidden, valid: (b, *size) bool. Each crop needs a hidden and a visible voxel.
     """

@@ -28,10 +28,10 @@ _KNOWN_FACTS = ("system", "machine", "cores", "threads", "ranks", "gpus", "cuda"
 
 
 def report(run_dir: str | Path, objective: Objective, stream, config: Mapping[str, Any]) -> Path:
-    """Measure ``objective`` on crops of the held-out ``stream`` and write run_dir/report/{index.html,reconstruction.json}.
+    """Measure ``objective`` on crops of the held-out ``stream`` and write the page about it.
 
-    Returns the page's path. The page holds no link, no path and no name of a source file. ValueError where the run has
-    logged nothing.
+    Returns the path of run_dir/report/index.html, which has reconstruction.json beside it. The page holds no link, no
+    path and no name of a source file. ValueError where the run has logged nothing.
     """
     run = Path(run_dir)
     rows, environment = read_metrics(run), read_environment(run)
@@ -82,7 +82,7 @@ def _header(name: str, rows: Sequence[Row], objective: Objective, stream, scores
                         "(goal: below 100%)", "good" if score.l1["model"] < best else "bad"))  # fmt: skip
     verdict = "".join(_verdict(score) for score in fixed)
     lead = (
-        f"A 3D transformer was shown crops of CT volumes with most of each crop hidden, and learned to fill in the rest "
+        "A 3D transformer was shown crops of CT volumes with most of each crop hidden, and learned to fill in the rest "
         f"and to agree with a slowly moving copy of itself, its teacher. The objective is {escape(name.upper())}. "
         f"This page shows what came of it on volumes it was not trained on."
     )
@@ -91,10 +91,12 @@ def _header(name: str, rows: Sequence[Row], objective: Objective, stream, scores
 
 def _verdict(score: Score) -> str:
     if score.passes:
-        return "<p><br>The reconstruction is learned: it beats both a constant and every interpolation by the margin set.</p>"
+        return (
+            "<p><br>The reconstruction is learned: it beats a constant by the margin set, and every interpolation.</p>"
+        )
     return (
-        "<p><br>The reconstruction has <b>not</b> passed its test: it must reach the goals of the two tiles above. Short "
-        "runs do not; train longer before you trust these features.</p>"
+        "<p><br>The reconstruction has <b>not</b> passed its test: it must reach the goals of the two tiles above. "
+        "Short runs do not; train longer before you trust these features.</p>"
     )
 
 
@@ -114,9 +116,9 @@ def _pictures_text(window: Sequence[float] | None) -> str:
     grey = f" Black is {window[0]:g} HU or less, white {window[1]:g} HU or more." if window else ""
     return (
         "First row of pictures: does the teacher's attention lie on organs and bones rather than on air, and does the "
-        "student's mask follow it? Second row: does “filled in” continue outlines of body, bones and organs across cells, "
-        "and is the error map dark except along edges? Fine texture cannot be guessed and stays blurred. Letters: R, L "
-        f"patient's right and left; A, P front and back; S head.{grey} Crops and slices are "
+        "student's mask follow it? Second row: does “filled in” continue outlines of body, bones and organs across "
+        "cells, and is the error map dark except along edges? Fine texture cannot be guessed and stays blurred. "
+        f"Letters: R, L patient's right and left; A, P front and back; S head.{grey} Crops and slices are "
         "chosen for what the scan shows, not for the result."
     )
 

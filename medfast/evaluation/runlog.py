@@ -19,7 +19,9 @@ def read_metrics(run: Path) -> list[Row]:
     """
     file = run / "metrics.jsonl"
     if not file.is_file():
-        raise ValueError(f"{run} has no metrics.jsonl, so there is nothing to report: give the folder of a training run")
+        raise ValueError(
+            f"{run} has no metrics.jsonl, so there is nothing to report: give the folder of a training run"
+        )
     rows: dict[int, Row] = {}
     for line in file.read_text().splitlines():
         try:

@@ -27,6 +27,8 @@ GAUGES = {
     "rank_teacher": "Effective rank of the teacher's patch tokens.",
     "entropy_used": "Entropy of the average prototype distribution: are all prototypes in use?",
     "entropy_each": "Average entropy of a patch's own distribution: is the teacher sure of one prototype?",
+    "information": "Their difference: what a patch's prototype tells about the patch, in nats.",
+    "mask_ratio": "Share of cells hidden from the student.",
 }
 PREDICTORS = {
     "model": ("This model", "what was trained"),
@@ -45,9 +47,9 @@ KEYS = (
 def losses(rows: Sequence[Row]) -> str:
     """Loss curves, total first, then per term."""
     look = (
-        "The fill-in term should fall and keep falling slowly. Distillation terms chase a teacher that moves, so they dip, "
-        "climb and settle; whether they say anything is told by the collapse gauges below. Held-out dots that rise while "
-        "the moving mean falls would be memorised volumes."
+        "The fill-in term should fall and keep falling slowly. Distillation terms chase a teacher that moves, so they "
+        "dip, climb and settle; whether they say anything is told by the collapse gauges below. Held-out dots that "
+        "rise while the moving mean falls would be memorised volumes."
     )
     charts = [_curve(rows, "total", "Sum of all weighted terms: what is trained.", ("total",), ("validation", "total"))]
     for name in names(rows, "loss"):
@@ -60,7 +62,10 @@ def _curve(rows: Sequence[Row], title: str, text: str, path: tuple[str, ...], *v
     steps, values = series(rows, *path)
     if not steps:
         return ""
-    lines = [Line("each step", steps, values, "raw"), Line("mean", steps, moving_mean(values, max(1, len(steps) // 25)))]
+    lines = [
+        Line("each step", steps, values, "raw"),
+        Line("mean", steps, moving_mean(values, max(1, len(steps) // 25))),
+    ]
     lines += [Line("held out", *series(rows, *held), "dots") for held in validation]
     return page.figure(title, escape(text), chart(title, lines))
 
@@ -78,7 +83,7 @@ def schedules(rows: Sequence[Row]) -> str:
     for title, path in entries:
         steps, values = series(rows, *path)
         if steps:
-            svg = chart(title, [Line(title, steps, values)], zero=path[0] == "time")
+            svg = chart(title, [Line(title, steps, values)], zero=path[0] == "time", small=True)
             charts.append(page.figure(title, "", svg))
     return page.section("Schedules and speed", look, f'<div class="charts small">{"".join(charts)}</div>')
 
@@ -124,10 +129,10 @@ def _bars(score: Score, window: Sequence[float] | None) -> str:
 def collapse(rows: Sequence[Row], measured: Mapping[str, Gauge]) -> str:
     """Gauges over time and at the end, with what a collapsed and a random model would show."""
     look = (
-        "A collapsed model gives the same answer to everything: effective rank near 1, prototype entropy near 0 (one "
-        "prototype for all). A healthy one stays away from the red line. The random line is the same network with its "
-        "weights shuffled: a trained model should move away from it. Entropy of the average near its largest value "
-        "with a lower entropy per patch means: many prototypes, each used for something of its own."
+        "A collapsed model gives the same answer to everything, in one of two ways: one prototype for all (entropy "
+        "near 0) or all prototypes a little (both entropies at the largest value). Either way a patch's prototype says "
+        "nothing about it: information is near 0, and the effective rank falls towards 1. A healthy run keeps away "
+        "from the red lines. Random is the same network with its weights shuffled: training should leave it behind."
     )
     logged = [_gauge_chart(rows, name, measured) for name in names(rows, "gauge")]
     table = ""
@@ -143,8 +148,17 @@ def collapse(rows: Sequence[Row], measured: Mapping[str, Gauge]) -> str:
 
 def _gauge_chart(rows: Sequence[Row], name: str, measured: Mapping[str, Gauge]) -> str:
     steps, values = series(rows, "gauge", name)
+    text = GAUGES.get(name, "")
+    if name.startswith("entropy_") and name not in GAUGES:
+        text, reference = (
+            f"Entropy of the teacher's average distribution, term {name[8:]}.",
+            measured.get("entropy_used"),
+        )
+    else:
+        reference = measured.get(name)
     levels = []
-    reference = measured.get(name) or next((measured[k] for k in ("entropy_used",) if name.startswith("entropy") and k in measured), None)
     if reference is not None:
         levels = [Level("collapsed", reference.collapsed, "bad"), Level("random", reference.random, "random")]
-    return page.figure(name, escape(GAUGES.get(name, "")), chart(name, [Line(name, steps, values)], levels))
+        if name.startswith("entropy"):
+            levels.append(Level("largest possible", reference.ceiling))
+    return page.figure(name, escape(text), chart(name, [Line(name, steps, values)], levels, small=True))

@@ -46,8 +46,11 @@ def prototype_entropy(probabilities: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def collapse_gauges(tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gauges of what ``Objective.tokens`` gives: "rank_student", "rank_teacher", "entropy_used", "entropy_each"."""
+    """Gauges of what ``Objective.tokens`` gives: "rank_student", "rank_teacher", and of the prototypes "entropy_used",
+    "entropy_each" and their difference, "information".
+    """
     gauges = {f"rank_{part}": effective_rank(tokens[part]) for part in ("student", "teacher") if part in tokens}
     if "prototypes" in tokens:
-        gauges["entropy_used"], gauges["entropy_each"] = prototype_entropy(tokens["prototypes"])
+        used, each = prototype_entropy(tokens["prototypes"])
+        gauges |= {"entropy_used": used, "entropy_each": each, "information": used - each}
     return gauges

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-import medfast_kernels as mk
 import torch
 
+import medfast_kernels as mk
 from medfast.types import Batch, Key, Objective
 
 __all__ = ["HIDDEN", "crops", "with_masks"]

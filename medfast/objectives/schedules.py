@@ -12,13 +12,16 @@ Points = Sequence[tuple[float, float]]
 
 
 def points(schedule: float | Points) -> tuple[tuple[float, float], ...]:
-    """A schedule as checked (t, value) points: a plain number is constant; t must not decrease and stay in [0, 1]."""
+    """A schedule of a temperature as checked (t, value) points: a plain number is constant; t must not decrease and
+    stay in [0, 1], values must be positive."""
     if isinstance(schedule, int | float):
-        return ((0.0, float(schedule)),)
+        schedule = ((0.0, schedule),)
     try:
         pairs = tuple((float(at), float(value)) for at, value in schedule)
     except (TypeError, ValueError):
         raise ValueError(f"a schedule is a number or a list of [t, value] pairs, got {schedule!r}") from None
+    if not all(value > 0.0 for _, value in pairs):
+        raise ValueError(f"the values of a schedule must be above 0, got {schedule!r}")
     times = [at for at, _ in pairs]
     if not pairs or times != sorted(times) or not 0.0 <= times[0] <= times[-1] <= 1.0:
         raise ValueError(f"the times of a schedule must not decrease and lie in [0, 1], got {schedule!r}")

@@ -18,7 +18,7 @@ from medfast.objectives.distillation import Sides, Term, distil_image, distil_pa
 from medfast.objectives.heads import Prototypes, Trunk, Voxels
 from medfast.objectives.losses import Centres, masked_l1
 from medfast.objectives.masking import count_of, hidden_tokens, hidden_voxels, random_cells
-from medfast.objectives.options import chosen_weights, one_of
+from medfast.objectives.options import chosen_weights, momenta, one_of, positive
 from medfast.objectives.schedules import Points, cosine, piecewise, points
 from medfast.objectives.views import given_mask, grid_of, split_views, stack_valid, stack_views
 from medfast.types import Backbone, Batch, Features, Mask, Masker, Objective, Output, Teacher
@@ -88,17 +88,17 @@ class SMART(Objective):
             )
         if not 0.0 <= teacher_drop < 1.0:
             raise ValueError(f"teacher_drop is a share of cells, in [0, 1), got {teacher_drop}")
-        self.stage = (stage or attended or 3) - 1
-        if not self.stage < len(backbone.strides) or attended not in (None, self.stage + 1):
+        self.stage = (attended or 3 if stage is None else stage) - 1
+        if not 0 <= self.stage < len(backbone.strides) or attended not in (None, self.stage + 1):
             raise ValueError(
                 f"stage must be one of 1..{len(backbone.strides)} and the one whose tokens [CLS] attends to "
                 f"({attended}), got {stage}"
             )
         self.backbone, self.mask = backbone, mask
         self.teacher_drop, self.pools_last = teacher_drop, gitd == "stage4"
-        self.student_temperature = student_temperature
+        self.student_temperature = positive("student_temperature", student_temperature)
         self.temperatures = {"image": points(image_temperature), "patch": points(patch_temperature)}
-        self.momenta = momentum
+        self.momenta = momenta(momentum)
         if fill == "token":
             self.fill = nn.Parameter(torch.zeros(backbone.embed))
         else:

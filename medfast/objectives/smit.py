@@ -16,7 +16,7 @@ from medfast.objectives.distillation import Sides, Term, distil_image, distil_pa
 from medfast.objectives.heads import Prototypes, Trunk, Voxels
 from medfast.objectives.losses import Centres, masked_l1
 from medfast.objectives.masking import hidden_tokens, hidden_voxels
-from medfast.objectives.options import chosen_weights
+from medfast.objectives.options import chosen_weights, momenta, positive
 from medfast.objectives.schedules import Points, cosine, piecewise, points
 from medfast.objectives.views import given_mask, grid_of, split_views, stack_valid, stack_views
 from medfast.types import Backbone, Batch, Features, Mask, Masker, Objective, Output, Teacher
@@ -69,9 +69,9 @@ class SMIT(Objective):
             )
         self.stage = stage - 1
         self.backbone, self.mask = backbone, mask
-        self.student_temperature = student_temperature
+        self.student_temperature = positive("student_temperature", student_temperature)
         self.temperatures = {"image": points(image_temperature), "patch": points(patch_temperature)}
-        self.momenta = momentum
+        self.momenta = momenta(momentum)
         self.fill = nn.Parameter(torch.zeros(backbone.embed))
         distilled = [name for name in self.weights if name != "recon"]
         self.centres = Centres(distilled, prototypes, centre_momentum)

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from medfast_kernels import Key
 
 from medfast.types import Batch, Objective
+from medfast_kernels import Key
 
 SIZE, CELL = (32, 32, 32), 8
 

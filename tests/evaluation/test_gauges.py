@@ -61,13 +61,14 @@ class Tokens(Objective):
 def test_references_stand_beside_the_value():
     batches = [torch.eye(6), 2 * torch.eye(6)]
     found = gauges_of(Tokens(), batches)
-    assert set(found) == {"rank_student", "rank_teacher", "entropy_used", "entropy_each"}
+    assert set(found) == {"rank_student", "rank_teacher", "entropy_used", "entropy_each", "information"}
     rank = found["rank_student"]
     assert (rank.collapsed, rank.ceiling) == (1, 6)
     assert rank.value == pytest.approx(effective_rank(Tokens().backbone(torch.cat(batches))).item())
     assert rank.random != pytest.approx(rank.value, rel=1e-3)
     assert found["entropy_used"].ceiling == pytest.approx(math.log(6))
-    assert found["entropy_used"].collapsed == 0
+    assert found["entropy_used"].collapsed == found["information"].collapsed == 0
+    assert found["information"].value == pytest.approx(found["entropy_used"].value - found["entropy_each"].value)
     assert gauges_of(Objective(), batches) == {}
 
 

@@ -22,7 +22,11 @@ def patient():
 
 @pytest.mark.parametrize(
     ("name", "left", "top"),
-    [("axial", "right of the patient", "front"), ("coronal", "right of the patient", "head"), ("sagittal", "front", "head")],
+    [
+        ("axial", "right of the patient", "front"),
+        ("coronal", "right of the patient", "head"),
+        ("sagittal", "front", "head"),
+    ],
 )
 def test_planes_follow_radiological_convention(patient, name, left, top):
     step = {"head": 100, "front": 10, "right of the patient": 1}

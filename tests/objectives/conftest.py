@@ -63,10 +63,10 @@ def smart(seed=0, dtype=torch.float64, semantic_attention=1, drop_path=0.0, mask
     return _ready(objective, dtype)
 
 
-def smit(mask, seed=0, dtype=torch.float64, **settings) -> SMIT:
+def smit(mask, seed=0, dtype=torch.float64, drop_path=0.0, **settings) -> SMIT:
     torch.manual_seed(seed)
     settings = {"prototypes": 10, "head_widths": (9, 7), "stage": 1, **settings}
-    return _ready(SMIT(Tiny(None), mask, **settings), dtype)
+    return _ready(SMIT(Tiny(None, drop_path), mask, **settings), dtype)
 
 
 def _ready(objective, dtype):

@@ -2,10 +2,10 @@ import types
 
 import pytest
 import torch
-from medfast_kernels import Key
 
 from medfast.objectives.held_out import crops, with_masks
 from medfast.types import Batch, Objective
+from medfast_kernels import Key
 
 
 class Cells(Objective):

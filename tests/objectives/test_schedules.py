@@ -30,7 +30,9 @@ def test_a_schedule_of_many_points_passes_through_all_of_them():
     assert found == pytest.approx([1.0, 2.0, 3.0, 2.5, 5.0, 4.5, 4.0])
 
 
-@pytest.mark.parametrize("wrong", ["0.04", [], [[0.5, 1.0], [0.2, 1.0]], [[0.0, 1.0], [1.5, 1.0]], [0.1, 0.2], None])
+@pytest.mark.parametrize(
+    "wrong", ["0.04", [], [[0.5, 1.0], [0.2, 1.0]], [[0.0, 1.0], [1.5, 1.0]], [0.1, 0.2], None, 0.0, [[0.0, -1.0]]]
+)
 def test_wrong_schedules_are_refused(wrong):
     with pytest.raises(ValueError, match="schedule"):
         points(wrong)

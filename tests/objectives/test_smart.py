@@ -160,6 +160,8 @@ def test_masks_have_exact_counts_and_are_each_sample_and_view_its_own(tiny):
         assert rows.sum(1).tolist() == [count * 512] * 6
         assert len({tuple(row.tolist()) for row in rows[:, ::64]}) == 6
     assert shown["attention"][0].shape == (3, *tiny.cells)
+    random = tiny.smart(mask=RandomMask(0.7)).picture(tiny.batch(3))
+    assert not any(torch.equal(*pair) for pair in zip(random["mask"], random["drop"], strict=True))
     assert shown["reconstruction"][1].shape == (3, 1, *tiny.size) and shown["reconstruction"][1].dtype == torch.float32
 
 
@@ -352,7 +354,11 @@ def test_on_a_real_swin_and_the_papers_parameter_count(tiny):
         ({"weights": dict.fromkeys(WEIGHTS, 0.0)}, "nothing"),
         ({"weights": {"amip": -1.0}}, "amip"),
         ({"stage": 2}, "stage"),
+        ({"stage": 0}, "stage"),
         ({"teacher_drop": 1.5}, "teacher_drop"),
+        ({"weights": {"amip": "1"}}, "amip"),
+        ({"momentum": [0.996]}, "momentum"),
+        ({"student_temperature": 0.0}, "student_temperature"),
     ],
 )
 def test_what_cannot_work_is_refused_when_built(tiny, settings, says):

@@ -103,6 +103,16 @@ def test_teacher_starts_as_the_student_and_never_sees_the_fill(tiny):
     assert [o.momentum(t) for t in (0.0, 0.5, 1.0)] == pytest.approx([0.996, 0.998, 1.0])
 
 
+def test_drop_path_is_the_students_own(tiny):
+    o, batch, seen = tiny.smit(RandomMask(0.7), drop_path=0.9), tiny.batch(3), []
+    o.backbone.register_forward_hook(lambda m, args, out: seen.append(args[3] is not None))
+    o.teacher.backbone.register_forward_hook(lambda m, args, out: seen.append(len(args) > 1))
+    o(batch, T)
+    o.eval()
+    o(batch, T)
+    assert seen == [False, True, False, False]
+
+
 def test_what_smit_cannot_train_is_refused(tiny):
     for backbone, mask in ((tiny.Backbone(1), RandomMask()), (tiny.Backbone(None), AttentionMask())):
         with pytest.raises(ValueError, match="smart"):

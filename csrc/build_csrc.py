@@ -1,0 +1,158 @@
+"""Build the C++ operators into one library, for setup.py, kernels/setup.py and ``python csrc/build_csrc.py``.
+
+torch is found by path and never imported, so that a build in an isolated environment, which cannot see the target's
+packages, still builds against the target's torch. What is absent is fine and gets a sentence; what breaks fails the build.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+OLDEST_TORCH = (2, 11)  # whose stable ABI the library uses; every later torch loads it
+COMMON = [
+    "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi",
+    f"-DTORCH_TARGET_VERSION=0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000",
+]  # fmt: skip
+KERNEL = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fno-tree-loop-distribute-patterns"]
+INSTRUCTION_SETS = {  # name: bytes of a vector, compiler flags
+    "plain": (16, []),
+    "avx2": (32, ["-mavx2", "-mfma"]),
+    "avx512": (64, ["-mavx512f", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"]),
+}
+
+
+def find_torch() -> Path | None:
+    """The torch folder of the environment that is installed into, or None."""
+    for site in dict.fromkeys(filter(None, (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))):
+        if (Path(site) / "torch" / "version.py").is_file():
+            return Path(site) / "torch"
+    return None
+
+
+def torch_version(torch: Path) -> tuple[int, ...]:
+    found = re.search(r"__version__ = '(\d+)\.(\d+)", (torch / "version.py").read_text(encoding="utf-8"))
+    if found is None:
+        raise RuntimeError(f"{torch / 'version.py'} names no version")
+    return tuple(int(part) for part in found.groups())
+
+
+def find_compiler() -> str | None:
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+def why_not() -> str | None:
+    """Why the C++ operators are left out of this build; None if they are built. MEDFAST_EXT=1 turns it into an error."""
+    asked = os.environ.get("MEDFAST_EXT", "")
+    if asked not in ("", "0", "1"):
+        raise ValueError(f"MEDFAST_EXT must be 0 (leave the C++ operators out) or 1 (build them or fail), got {asked!r}")
+    if asked == "0":
+        return "MEDFAST_EXT=0"
+    reason = None
+    torch = find_torch()
+    if torch is None:
+        reason = f"no torch in {sysconfig.get_path('purelib')}"
+    elif torch_version(torch) < OLDEST_TORCH:
+        reason = f"torch {torch_version(torch)} is older than {OLDEST_TORCH}"
+    elif os.name == "nt":
+        reason = "they need GCC or Clang"
+    elif find_compiler() is None:
+        reason = f"no C++ compiler ({os.environ.get('CXX') or 'c++, g++, clang++'})"
+    if reason and asked == "1":
+        raise RuntimeError(f"MEDFAST_EXT=1 asks for the C++ operators, but {reason}")
+    return reason
+
+
+def steps(folder: Path, library: Path, namespace: str) -> list[tuple[list[str], Path, list[Path]]]:
+    """Compiler calls: command, what it makes, what it reads."""
+    compiler, torch = find_compiler(), find_torch()
+    assert compiler is not None and torch is not None
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    headers = sorted(HERE.glob("*.h"))
+    calls = []
+
+    def compile(source: str, stem: str, flags: list[str]) -> None:
+        made = folder / f"{stem}.o"
+        command = [compiler, *COMMON, *flags, "-c", str(HERE / source), "-o", str(made)]
+        calls.append((command, made, [HERE / source, *headers]))
+
+    for name, (width, flags) in INSTRUCTION_SETS.items():
+        if x86 or name == "plain":
+            defines = [f"-DMEDFAST_ISA={name}", f"-DMEDFAST_VECTOR_BYTES={width}"]
+            compile("window_kernel.cpp", f"window_kernel_{name}", [*KERNEL, *defines, *flags])
+    operators = ["-std=c++20", "-O2", f"-isystem{torch / 'include'}", f"-DMEDFAST_NAMESPACE={namespace}"]
+    for source in ("operators.cpp", "window_attention.cpp"):
+        compile(source, Path(source).stem, [*operators, *(["-DMEDFAST_X86"] if x86 else [])])
+    objects = [made for _, made, _ in calls]
+    link = [compiler, "-shared", *map(str, objects), "-o", str(library), f"-L{torch / 'lib'}", "-ltorch_cpu"]
+    return [*calls, (link, library, objects)]
+
+
+def build(folder: Path, library: Path, namespace: str = "medfast_kernels") -> None:
+    """Compile into ``folder`` and link ``library``, through ninja (parallel, incremental) where there is one."""
+    folder, library = folder.resolve(), library.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    library.parent.mkdir(parents=True, exist_ok=True)
+    calls = steps(folder, library, namespace)
+    ninja = shutil.which("ninja")
+    if ninja is None:
+        for command, _, _ in calls:
+            subprocess.run(command, check=True)
+        return
+    lines = ["rule run", "  command = $call", "  description = $out"]
+    for command, made, reads in calls:
+        lines += [f"build {_escape(made)}: run {' '.join(map(_escape, reads))}", f"  call = {_shell(command)}"]
+    (folder / "build.ninja").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    subprocess.run([ninja, "-C", str(folder)], check=True)
+
+
+def _escape(path: Path) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def _shell(command: list[str]) -> str:
+    return shlex.join(command).replace("$", "$$")
+
+
+def extension(library: str = "medfast_kernels._csrc") -> dict:
+    """What setup() needs to carry the operators: nothing, with a line that says why, or an extension and its commands."""
+    from setuptools import Extension
+    from setuptools.command.bdist_wheel import bdist_wheel
+    from setuptools.command.build_ext import build_ext
+
+    reason = why_not()
+    if reason:
+        print(f"medfast: the C++ operators are left out, plain PyTorch runs in their place: {reason}", file=sys.stderr)
+        return {}
+
+    class Build(build_ext):
+        def get_ext_filename(self, fullname: str) -> str:
+            return str(Path(*fullname.split("."))) + ".so"  # torch loads it by path, of any Python version
+
+        def build_extension(self, ext: Extension) -> None:
+            build(Path(self.build_temp), Path(self.get_ext_fullpath(ext.name)))
+
+    class Wheel(bdist_wheel):
+        def get_tag(self) -> tuple[str, str, str]:
+            return "py3", "none", super().get_tag()[2]
+
+    return {
+        "ext_modules": [Extension(library, [str(p.name) for p in sorted(HERE.glob("*.cpp"))])],
+        "cmdclass": {"build_ext": Build, "bdist_wheel": Wheel},
+    }
+
+
+if __name__ == "__main__":
+    missing = why_not()
+    if missing:
+        sys.exit(f"the C++ operators cannot be built: {missing}")
+    build(HERE.parent / "build" / "csrc", HERE.parent / "kernels" / "medfast_kernels" / "_csrc.so")
