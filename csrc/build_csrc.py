@@ -1,7 +1,8 @@
 """Build the C++ operators into one library, for setup.py, kernels/setup.py and ``python csrc/build_csrc.py``.
 
 torch is found by path and never imported, so that a build in an isolated environment, which cannot see the target's
-packages, still builds against the target's torch. What is absent is fine and gets a sentence; what breaks fails the build.
+packages, still builds against the target's torch. What is absent is fine and gets a sentence; what breaks fails the
+build.
 """
 
 from __future__ import annotations
@@ -51,10 +52,10 @@ def find_compiler() -> str | None:
 
 
 def why_not() -> str | None:
-    """Why the C++ operators are left out of this build; None if they are built. MEDFAST_EXT=1 turns it into an error."""
+    """Why the C++ operators are left out of this build, None if they are built; an error with MEDFAST_EXT=1."""
     asked = os.environ.get("MEDFAST_EXT", "")
     if asked not in ("", "0", "1"):
-        raise ValueError(f"MEDFAST_EXT must be 0 (leave the C++ operators out) or 1 (build them or fail), got {asked!r}")
+        raise ValueError(f"MEDFAST_EXT must be 0 (no C++ operators) or 1 (build them or fail), got {asked!r}")
     if asked == "0":
         return "MEDFAST_EXT=0"
     reason = None
@@ -124,7 +125,7 @@ def _shell(command: list[str]) -> str:
 
 
 def extension(library: str = "medfast_kernels._csrc") -> dict:
-    """What setup() needs to carry the operators: nothing, with a line that says why, or an extension and its commands."""
+    """What setup() needs to carry the operators: an extension and its commands, or nothing and a line that says why."""
     from setuptools import Extension
     from setuptools.command.bdist_wheel import bdist_wheel
     from setuptools.command.build_ext import build_ext

@@ -6,6 +6,6 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "csrc"))
-from build_csrc import extension  # noqa: E402 - csrc/build_csrc.py, found by the line above
+from build_csrc import extension
 
 setup(packages=find_packages("."), **extension())

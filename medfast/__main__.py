@@ -16,7 +16,12 @@ USAGE, DATA = 2, 3
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Errors of the user are one sentence, MEDFAST_TRACEBACK=1 shows all."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and not (hasattr(options, "overrides") and all("=" in x and not x.startswith("-") for x in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # key=value may also come after the options, where argparse does not look for it
+        options.overrides += rest
     try:
         return options.run(options) or 0
     except Exception as error:  # noqa: BLE001 - the one place that turns errors into sentences and exit codes

@@ -187,7 +187,7 @@ def _numbers(value: Any) -> Any:
 # What --tiny puts in place of a preset's sizes. Only sizes: the objective, its losses and its schedules stay.
 TINY: dict[str, dict[str, Any]] = {
     "backbone": {"embed": 12, "depths": [2, 2, 2, 2], "heads": [1, 2, 4, 8], "sa_heads": 4},
-    "objective": {"prototypes": 256, "head_hidden": 128, "head_bottleneck": 64},
+    "objective": {"prototypes": 256, "head_widths": [128, 128, 64]},
     "data": {"size": 64},
     "train": {"batch": 2, "steps": 20, "validate_every": 0, "checkpoint_every": 20},
 }
@@ -203,7 +203,7 @@ def _shrink(config: dict[str, Any]) -> None:
     if backbone:
         accepted = _keys(_resolve("objective.backbone", backbone, "backbone"))
         for key, value in copy.deepcopy(TINY["backbone"]).items():
-            if key in accepted:
-                backbone[key] = value
+            if key in accepted:  # as many stages as the preset has
+                backbone[key] = value[: len(backbone.get(key, value))] if isinstance(value, list) else value
     for section in ("data", "train"):
         config.setdefault(section, {}).update(copy.deepcopy(TINY[section]))

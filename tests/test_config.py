@@ -41,7 +41,7 @@ def test_preset_headers_name_command_hardware_and_sources(path):
 def test_unknown_keys_offer_the_nearest(override, offered, capsys):
     assert main(["pretrain", str(SMART), override, "out=/nonexistent", "data.store=/nonexistent"]) == 2
     message = capsys.readouterr().err
-    assert override.partition("=")[0] in message and f"did you mean {offered!r}" in message
+    assert "unknown key" in message and f"did you mean {offered!r}" in message
 
 
 def test_unknown_names_are_refused():

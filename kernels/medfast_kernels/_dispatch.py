@@ -2,8 +2,8 @@
 
 reference  plain PyTorch, every operator, every device
 cpp        csrc/, CPU tensors; the default there for the operators it has
-An operator with the reference alone has no choice to make and always runs it. Where there is a choice, a backend that is
-asked for by name (``backend``, MEDFAST_BACKEND) and cannot run is an error.
+An operator with the reference alone has no choice to make and always runs it. Where there is a choice, a backend that
+is asked for by name (``backend``, MEDFAST_BACKEND) and cannot run is an error.
 """
 
 from __future__ import annotations
@@ -30,12 +30,10 @@ _OLDEST_TORCH = (2, 11)
 def _load() -> str | None:
     """Load the C++ operators; what stands in the way, or None."""
     if not _LIBRARY.is_file():
-        return (
-            f"{_LIBRARY.name} is not built: install medfast again (`pip install .`) where there are torch and a C++ compiler"
-        )
+        return f"{_LIBRARY.name} is not built: `pip install .` again where there are torch and a C++ compiler"
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if version < _OLDEST_TORCH:
-        return f"the C++ operators need torch {_OLDEST_TORCH[0]}.{_OLDEST_TORCH[1]} or later, this is {torch.__version__}"
+        return f"{_LIBRARY.name} needs torch {'.'.join(map(str, _OLDEST_TORCH))} or later, this is {torch.__version__}"
     torch.ops.load_library(str(_LIBRARY))
     if not hasattr(getattr(torch.ops, NAMESPACE), "instruction_set"):
         return f"{_LIBRARY.name} was built for a package of another name than {NAMESPACE}: build it again here"
@@ -73,8 +71,8 @@ def choose(operator: str, device: torch.device) -> str:
 def backend(name: str) -> Iterator[None]:
     """Run the operators that have a choice on backend ``name``, "reference" or "cpp", in the whole process.
 
-    Raises ValueError for other names, and RuntimeError with the reason where the backend is not there, or, when an operator
-    is called, where it cannot run on those tensors.
+    Raises ValueError for other names, and RuntimeError with the reason where the backend is not there, or, when an
+    operator is called, where it cannot run on those tensors.
     """
     global _asked
     one_of("backend", name, BACKENDS)

@@ -37,8 +37,8 @@ def attend(problem: Problem) -> Tensor:
 def _draw(key: Key) -> Tensor:
     """(b, 3) int64: sample, step and stream of each sample, the counter words 1 to 3."""
     assert key.sample is not None  # check() has filled it in
-    step, stream = (torch.as_tensor(word, dtype=torch.int64, device=key.sample.device) for word in (key.step, key.stream))
-    return torch.stack((key.sample, step.expand_as(key.sample), stream.expand_as(key.sample)), dim=1)
+    words = [torch.as_tensor(word, dtype=torch.int64).expand_as(key.sample) for word in (key.step, key.stream)]
+    return torch.stack((key.sample, *words), dim=1)
 
 
 def _signed(seed: int) -> int:
@@ -82,7 +82,15 @@ def _backward(ctx, grad, _):
     return *grads, *(None,) * (2 + len(ctx.rest))
 
 
+def _no_second_derivative(ctx, *grads):
+    raise RuntimeError(
+        "window_attention_backward in C++ has no derivative; for second derivatives run the forward under "
+        'medfast_kernels.backend("reference")'
+    )
+
+
 if WHY_NO_CPP is None:
     torch.library.register_fake(f"{NAMESPACE}::window_attention", _fake)
     torch.library.register_fake(f"{NAMESPACE}::window_attention_backward", _fake_backward)
     torch.library.register_autograd(f"{NAMESPACE}::window_attention", _backward, setup_context=_save)
+    torch.library.register_autograd(f"{NAMESPACE}::window_attention_backward", _no_second_derivative)

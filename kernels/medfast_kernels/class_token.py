@@ -10,9 +10,9 @@ def class_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = No
     """Attention of the [CLS] query over itself and all tokens.
 
     q: (b, heads, dim). k, v: (b, 1 + n, heads, dim), [CLS] first. scale: dim**-0.5 if None.
-    Returns out (b, heads * dim) in the dtype of v, and attention (b, n): mean over heads, the [CLS] entry dropped and the
-    rest not renormalised. Logits and softmax are fp32 (fp64 for fp64) under any autocast, because 16 bits reorder the
-    tokens. Both outputs are differentiable. Source: CaiT class attention (Touvron et al. 2021, sec. 3); SMART.
+    Returns out (b, heads * dim) in the dtype of v, and attention (b, n): mean over heads, the [CLS] entry dropped and
+    the rest not renormalised. Logits and softmax are fp32 (fp64 for fp64) under any autocast, because 16 bits reorder
+    the tokens. Both outputs are differentiable. Source: CaiT class attention (Touvron et al. 2021, sec. 3); SMART.
 
     Raises TypeError for what is no floating tensor, ValueError for shapes that do not fit.
     """

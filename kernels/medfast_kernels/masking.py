@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from ._checks import one_of, within, with_samples
+from ._checks import one_of, with_samples, within
 from .key import Key, philox_words
 from .random import random_ids
 
@@ -30,18 +30,19 @@ def attention_mask(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Hide the most attended tokens of every sample.
 
-    attention: (b, n) floating. Hides the int(ratio * n) highest entries (``order="low"``: lowest), the lowest index first
-    among equals; then of the top int(hint * n) shows again int(hint * hint_ratio * n) at random, each sample its own
-    (``hint_mode="random"``), or all of them ("top"). hint_ratio: ratio if None. Counts are those of exact arithmetic:
-    0.29 of 100 is 29, though 0.29 * 100 < 29 in floating point. ``key`` draws the hints; key.sample is 0, 1, ... if None.
+    attention: (b, n) floating. Hides the int(ratio * n) highest entries (``order="low"``: lowest), the lowest index
+    first among equals; then of the top int(hint * n) shows again int(hint * hint_ratio * n) at random, each sample its
+    own (``hint_mode="random"``), or all of them ("top"). hint_ratio: ratio if None. Counts are those of exact
+    arithmetic: 0.29 of 100 is 29, though 0.29 * 100 < 29 in floating point. ``key`` draws the hints; its samples are 0,
+    1, ... if it has none.
 
     ratio and hint_ratio may be (b,) floating tensors, one share per sample; 0 leaves a sample whole.
 
-    Returns where (b, n) bool, True = hidden, and hidden and visible, (b, count) ascending int64 ids, or None and None if
-    ratio or hint_ratio is a tensor, since counts then differ between samples.
+    Returns where (b, n) bool, True = hidden, and hidden and visible, (b, count) ascending int64 ids, or None and None
+    if ratio or hint_ratio is a tensor, since counts then differ between samples.
 
-    Raises ValueError for shares outside [0, 1], hints with order="low", hint > ratio, and, on a CPU, NaN in attention (on
-    a GPU NaN ranks last); TypeError for what is no floating tensor.
+    Raises ValueError for shares outside [0, 1], hints with order="low", hint > ratio, and, on a CPU, NaN in attention
+    (on a GPU NaN ranks last); TypeError for what is no floating tensor.
     """
     _check(attention, ratio, hint, hint_ratio, hint_mode, order)
     batch, n = attention.shape
@@ -61,7 +62,7 @@ def attention_mask(
         return where, None, None
     shown = 0 if not top else top if hint_mode == "top" else int(_count(n, hint, share))
     hidden = int(_count(n, ratio)) - shown
-    ids = torch.argsort(where.logical_not().to(torch.uint8), dim=1, stable=True)  # hidden ids first, each part ascending
+    ids = torch.argsort(where.logical_not().to(torch.uint8), dim=1, stable=True)  # hidden first, both ascending
     return where, ids[:, :hidden], ids[:, hidden:]
 
 
@@ -89,8 +90,9 @@ def _count(n: int, *shares: float | Tensor) -> int | Tensor:
     for share in shares:
         if isinstance(share, Tensor):
             eps = max(eps, torch.finfo(share.dtype).eps)
-            share = share.to(torch.float64).reshape(-1, 1)
-        product = product * share
+            product = product * share.to(torch.float64).reshape(-1, 1)
+        else:
+            product = product * share
     slack = 2 * len(shares) * eps * n
     if isinstance(product, Tensor):
         return torch.floor(product + slack).clamp(max=n).to(torch.int64)
@@ -109,9 +111,8 @@ def _check(attention, ratio, hint, hint_ratio, hint_mode: str, order: str) -> No
     for name, share in (("ratio", ratio), ("hint", hint), ("hint_ratio", hint_ratio)):
         if isinstance(share, Tensor) and name != "hint":
             if tuple(share.shape) != attention.shape[:1] or not share.is_floating_point():
-                raise ValueError(
-                    f"{name} must be a float or a floating ({len(attention)},) tensor, got {share.dtype} {tuple(share.shape)}"
-                )
+                got = f"{share.dtype} {tuple(share.shape)}"
+                raise ValueError(f"{name} must be a float or a floating ({len(attention)},) tensor, got {got}")
         elif share is not None and not isinstance(share, (int, float)):
             raise TypeError(f"{name} must be a float, got {type(share).__name__}")
     within(hint, "hint", 0.0, 1.0)

@@ -32,7 +32,7 @@ def random_normal(shape: tuple[int, ...] | int, *, key: Key, device: torch.devic
 
 
 def random_ids(n: int, count: int, *, key: Key, device: torch.device | None = None) -> Tensor:
-    """(b, count) int64, ascending, distinct ids in [0, n): those with the smallest words, lowest id first among equals."""
+    """(b, count) int64, ascending, distinct ids in [0, n): those with the smallest words, lowest first among equals."""
     if not 0 <= count <= n:
         raise ValueError(f"count must be in [0, n] = [0, {n}], got {count}")
     words = philox_words(key, n, device=device)

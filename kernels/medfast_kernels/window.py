@@ -35,8 +35,8 @@ def window_attention(
     computed in fp32. bias, pad_value and scale may be fp32 beside 16-bit qkv. Differentiable, once, in qkv, bias,
     pad_value and scale.
 
-    window, shift: int or one per axis, 0 <= shift < window. Windows start at shift on the padded, cyclic grid; two tokens
-        see each other only if they would without wrapping round.
+    window, shift: int or one per axis, 0 <= shift < window. Windows start at shift on the padded, cyclic grid; two
+        tokens see each other only if they would without wrapping round.
     bias: table (prod(2 * window - 1), heads), row = sum_i (q_i - k_i + w_i - 1) * prod_{j > i} (2 w_j - 1), first axis
         slowest; or dense (heads, N, N) of the effective window; or None.
     scale: of the scores; dim**-0.5 (1 with cosine) if None, a float, or (heads,). cosine: q and k are divided by
@@ -44,8 +44,8 @@ def window_attention(
     clip: an axis no longer than its window gets a window of its own length and no shift (MONAI, timm); False pads it.
     pad: the grid is padded at its far ends to whole windows, before the shift. "bias": pad tokens are live and hold
         pad_value (3, heads, dim), zeros if None (MONAI: the QKV bias); "mask": nobody sees them.
-    bias_index: row of the table in a clipped window. "geometric": of the true offset; "sliced": the top-left block of the
-        full window's index (MONAI, torchvision).
+    bias_index: row of the table in a clipped window. "geometric": of the true offset; "sliced": the top-left block of
+        the full window's index (MONAI, torchvision).
     dropout: of attention weights, survivors scaled by 1 / (1 - p), drawn by ``key`` at index
         ((window * heads + head) * N + query) * N + key token.
     keep: (b,) bool. Samples with False are neither read nor computed: zeros come back and no gradient.

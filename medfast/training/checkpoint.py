@@ -114,7 +114,7 @@ def _fault(folder: Path) -> str | None:
         wrong = [name for name, sum_ in sums.items() if _sha256(folder / name) != sum_]
     except (OSError, ValueError) as error:
         return f"it cannot be read ({type(error).__name__})"
-    missing = sorted({f"{part}.safetensors" for part in PARTS} | {_META} - set(sums)) if len(sums) <= len(PARTS) else []
+    missing = sorted({_META, *(f"{part}.safetensors" for part in PARTS)} - set(sums))
     if missing:
         return f"its checksums lack {missing[0]}"
     return f"the checksum of {wrong[0]} is wrong" if wrong else None

@@ -57,20 +57,28 @@ class World:
 def world() -> Iterator[World]:
     """The process group of RANK and WORLD_SIZE (set by torchrun), or of one process; gloo on CPU, NCCL on GPUs.
 
-    Left in order it ends with a barrier; without one a third of CPU launches abort on exit.
+    A group that is there already is used, and left to its owner: DeepSpeed keeps groups of its own, so several runs in
+    one process need one group around them. Left in order it ends with a barrier; without one a third of CPU launches
+    abort on exit.
     """
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     if cuda:
         torch.cuda.set_device(device)
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        dist.init_process_group(backend)
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    if owned := not dist.is_initialized():
+        _join(backend)
     here = World(dist.get_rank(), dist.get_world_size(), device)
     try:
         yield here
         here.barrier()
     finally:
-        dist.destroy_process_group()
+        if owned:
+            dist.destroy_process_group()
+
+
+def _join(backend: str) -> None:
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        dist.init_process_group(backend)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)

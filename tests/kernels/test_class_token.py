@@ -1,8 +1,9 @@
 """class_attention against dense attention over all tokens."""
 
-import medfast_kernels as mk
 import pytest
 import torch
+
+import medfast_kernels as mk
 
 
 def inputs(dtype):

@@ -3,9 +3,10 @@
 import subprocess
 import sys
 
-import medfast_kernels as mk
 import pytest
 import torch
+
+import medfast_kernels as mk
 from medfast_kernels import _dispatch
 
 CPU = torch.device("cpu")
@@ -63,9 +64,11 @@ def test_a_copy_under_another_name_loads_beside(tmp_path):
     (tmp_path / "host").mkdir()
     (tmp_path / "host" / "__init__.py").touch()
     (tmp_path / "host" / "kernels").symlink_to(_dispatch._LIBRARY.parent)
-    code = "import medfast_kernels, host.kernels as copy, torch; print(copy.attention_mask(torch.rand(1, 9), .5)[0].sum())"
-    path = [str(tmp_path), str(_dispatch._LIBRARY.parents[1])]
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path[:0] = {path}; {code}"], capture_output=True, text=True, check=False
-    )
+    code = f"""
+import sys
+sys.path[:0] = {[str(tmp_path), str(_dispatch._LIBRARY.parents[1])]}
+import torch, medfast_kernels, host.kernels
+print(host.kernels.attention_mask(torch.rand(1, 9), 0.5)[0].sum())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "tensor(4)" in done.stdout, done.stderr

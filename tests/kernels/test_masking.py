@@ -3,11 +3,12 @@
 import math
 from fractions import Fraction
 
-import medfast_kernels as mk
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import medfast_kernels as mk
 
 
 def brute_force(row, ratio, hint, mode, order, key, sample):

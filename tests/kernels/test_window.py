@@ -3,10 +3,11 @@
 import itertools
 import math
 
-import medfast_kernels as mk
 import pytest
 import torch
 from window_cases import NAMED, arguments, values_and_gradients
+
+import medfast_kernels as mk
 
 
 def by_loops(qkv, bias, *, window, shift=0, scale=None, cosine=False, pad="bias", pad_value=None, clip=True,
@@ -23,7 +24,8 @@ def by_loops(qkv, bias, *, window, shift=0, scale=None, cosine=False, pad="bias"
     padded = [n * w for n, w in zip(counts, window, strict=True)]
     places = list(itertools.product(*map(range, window)))
     named = list(itertools.product(*map(range, full))) if bias_index == "sliced" else places
-    scale = torch.full((heads,), (1.0 if cosine else dim**-0.5) if scale is None else scale) if not isinstance(scale, torch.Tensor) else scale
+    scale = (1.0 if cosine else dim**-0.5) if scale is None else scale
+    scale = scale if isinstance(scale, torch.Tensor) else [scale] * heads
     pad_value = qkv.new_zeros(3, heads, dim) if pad_value is None else pad_value
     out = {}
     for number, corner in enumerate(itertools.product(*map(range, counts))):
@@ -56,7 +58,10 @@ def by_loops(qkv, bias, *, window, shift=0, scale=None, cosine=False, pad="bias"
     return torch.stack(stacked).reshape(batch, *grid, heads * dim)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMED if name not in ("window 7", "empty batch", "stage one", "flat")])
+LARGE = ("window 7", "stage one", "flat", "unshifted")  # slow in loops
+
+
+@pytest.mark.parametrize("name", [name for name in NAMED if name not in (*LARGE, "empty batch")])
 def test_against_loops(name):
     case = dict(NAMED[name], batch=1 if name != "dropout" else 2, heads=2)
     qkv, bias, options = arguments(case)
@@ -65,10 +70,10 @@ def test_against_loops(name):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize(("grid", "window", "shift"), [((8, 8, 8), 4, 2), ((9, 6, 5), 4, 2), ((8, 9, 3), 4, 2), ((5, 9), 4, 1)])
-def test_against_monai(grid, window, shift):
+@pytest.mark.parametrize(("grid", "shift"), [((8, 8, 8), 2), ((9, 6, 5), 2), ((8, 9, 3), 2), ((5, 9), 1)])
+def test_against_monai(grid, shift):
     swin = pytest.importorskip("monai.networks.nets.swin_unetr")
-    window, shift = (window,) * len(grid), (shift,) * len(grid)
+    window, shift = (4,) * len(grid), (shift,) * len(grid)
     torch.manual_seed(0)
     block = swin.SwinTransformerBlock(24, 2, window, shift, qkv_bias=True).double()
     torch.nn.init.normal_(block.attn.relative_position_bias_table)
@@ -91,7 +96,8 @@ def test_weights_make_the_output():
     torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
     constant = torch.ones_like(qkv)
     constant[..., :2, :, :] = qkv[..., :2, :, :]
-    torch.testing.assert_close(mk.window_attention(constant, bias, **options), torch.ones_like(qkv[..., 0, :, :]).flatten(-2))
+    out = mk.window_attention(constant, bias, **options)
+    torch.testing.assert_close(out, torch.ones_like(out))
 
 
 @pytest.mark.parametrize("operator", [mk.window_attention, mk.reference.window_attention])
@@ -100,7 +106,8 @@ def test_dropped_samples_are_not_read(operator):
     kept = values_and_gradients(operator, qkv, bias, dict(options, keep=torch.tensor([True, True])))
     poisoned = qkv.detach().clone()
     poisoned[1] = torch.nan
-    got = values_and_gradients(operator, poisoned.requires_grad_(), bias, dict(options, keep=torch.tensor([True, False])))
+    options["keep"] = torch.tensor([True, False])
+    got = values_and_gradients(operator, poisoned.requires_grad_(), bias, options)
     assert all(x.isfinite().all() for x in got)
     assert not got[0][1].any() and not got[1][1].any()
     torch.testing.assert_close(got[0][0], kept[0][0], rtol=1e-12, atol=1e-12)
@@ -112,6 +119,7 @@ def test_dropped_samples_are_not_read(operator):
 def test_compiles_whole(name, backend):
     qkv, bias, options = arguments(NAMED[name], dtype=torch.float32)
     operator = mk.reference.window_attention if backend else mk.window_attention
+    torch._dynamo.reset()  # else the second shape is compiled for all shapes, which takes long
     compiled = torch.compile(operator, fullgraph=True, backend="aot_eager")
     got = values_and_gradients(compiled, qkv, bias, options)
     for a, b in zip(got, values_and_gradients(operator, qkv, bias, options), strict=True):

@@ -2,9 +2,10 @@
 
 import math
 
-import medfast_kernels as mk
 import torch
 from hypothesis import strategies as st
+
+import medfast_kernels as mk
 
 NAMED = {
     "unshifted": {"grid": (8, 4, 8), "window": 4},
@@ -57,7 +58,8 @@ def values_and_gradients(operator, qkv, bias, options):
     out = operator(qkv, bias, **options)
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64).to(out.dtype)
     grads = torch.autograd.grad(out, inputs, weight, allow_unused=True)
-    return [x.detach().double() for x, g in zip((out, *inputs), (out, *grads), strict=True) for x in (torch.zeros_like(x) if g is None else g,)]
+    grads = [torch.zeros_like(x) if grad is None else grad for x, grad in zip(inputs, grads, strict=True)]
+    return [x.detach().double() for x in (out, *grads)]
 
 
 @st.composite

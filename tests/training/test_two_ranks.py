@@ -20,7 +20,7 @@ def folder(tmp_path_factory) -> Path:
     env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in [str(ROOT / "kernels"), str(ROOT)])}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run([*launch, str(HERE / "two_ranks.py"), str(path), "ddp", "zero0", "zero1"], env=env,
-                          capture_output=True, text=True, timeout=300)  # fmt: skip
+                          capture_output=True, text=True, timeout=75)  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     return path
 

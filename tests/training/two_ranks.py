@@ -1,4 +1,4 @@
-"""What two ranks do, in one launch: ``torchrun --nproc_per_node 2 two_ranks.py FOLDER CASE...``; test_two_ranks judges."""
+"""What two ranks do, in one launch: ``torchrun --nproc_per_node 2 two_ranks.py FOLDER CASE...``, for test_two_ranks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import tiny_task as task
 import torch
+import torch.distributed as dist
 
 SMALL = {"optim__lr": 1e-6, "optim__min_lr": 1e-7, "train__steps": 10}
 STAGES = {name: {"train__strategy": "deepspeed", "deepspeed": {"zero_optimization": {"stage": stage}}}
@@ -31,4 +32,7 @@ def main(folder: Path, cases: list[str]) -> None:
         (folder / f"{case}_rank_{os.environ['RANK']}").write_bytes(flat.numpy().tobytes())
 
 
+dist.init_process_group("gloo")  # one for all runs: a launcher's rendezvous serves a process once
 main(Path(sys.argv[1]), sys.argv[2:])
+dist.barrier()
+dist.destroy_process_group()

@@ -1,7 +1,7 @@
 """Window attention in plain PyTorch: the definition that every other backend is held to.
 
-Swin (Liu et al., ICCV 2021, eq. 4): softmax(scale * q k^T + bias) v inside windows of a grid that is shifted cyclically,
-where tokens that meet only because the grid wraps round do not see each other.
+Swin (Liu et al., ICCV 2021, eq. 4): softmax(scale * q k^T + bias) v inside windows of a grid that is shifted
+cyclically, where tokens that meet only because the grid wraps round do not see each other.
 """
 
 from __future__ import annotations

@@ -1,0 +1,174 @@
+"""Window attention on CPU, forward and backward: this package against what a Swin would use otherwise.
+
+    python benchmarks/window_attention.py            # appends rows to benchmarks/results/window_attention.jsonl
+
+Both sides include the QKV projection. Each row is one process, with the allocator as it comes or told to keep its pages
+("tuned"), because page faults are half the time of what allocates much. Outputs and gradients are compared with the
+reference in fp64 first: no row on a red check. The rounds of all contenders are interleaved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import medfast_kernels as mk
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "window_attention.jsonl"
+TUNED = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592", "MALLOC_TOP_PAD_": "268435456"}
+SHAPES = {  # batch, grid, channels, heads: the stages of SMART's Swin at 64^3
+    "stage 1": (2, 32, 48, 4),
+    "stage 2": (2, 16, 96, 4),
+    "stage 3": (2, 8, 192, 8),
+}
+WINDOW, SHIFT = 4, 2
+
+
+def partitioned(qkv: Tensor, table: Tensor, mask: Tensor, attend) -> Tensor:
+    """Roll, partition, attention on windows, and back, as MONAI's block does it."""
+    b, d, h, w, _, heads, dim = qkv.shape
+    x = torch.roll(qkv.flatten(4), (-SHIFT,) * 3, (1, 2, 3))
+    x = x.view(b, d // 4, 4, h // 4, 4, w // 4, 4, -1).permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, 64, 3, heads, dim)
+    bias = table[ROWS].permute(2, 0, 1)
+    out = attend(*x.permute(2, 0, 3, 1, 4).unbind(0), bias, mask).transpose(1, 2).reshape(-1, 4, 4, 4, heads * dim)
+    out = out.view(b, d // 4, h // 4, w // 4, 4, 4, 4, -1).permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, d, h, w, -1)
+    return torch.roll(out, (SHIFT,) * 3, (1, 2, 3))
+
+
+def eager(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias
+    windows, heads, n, _ = scores.shape
+    scores = scores.view(-1, len(mask), heads, n, n) + mask[None, :, None]
+    return scores.view(windows, heads, n, n).softmax(-1) @ v
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
+    both = (bias[None] + mask[:, None]).repeat(len(q) // len(mask), 1, 1, 1)
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=both)
+
+
+def shift_mask(grid: int) -> Tensor:
+    """(windows, 64, 64): 0 where two tokens see each other, -100 where only the wrap brings them together."""
+    late = (torch.arange(grid) + SHIFT >= grid).long()
+    region = late[:, None, None] * 4 + late[:, None] * 2 + late
+    n = grid // 4
+    region = region.view(n, 4, n, 4, n, 4).permute(0, 2, 4, 1, 3, 5).reshape(-1, 64)
+    return (region[:, :, None] != region[:, None, :]) * -100.0
+
+
+def offsets() -> Tensor:
+    at = torch.cartesian_prod(*[torch.arange(4)] * 3)
+    return ((at[:, None] - at[None] + 3) * torch.tensor([49, 7, 1])).sum(-1)
+
+
+ROWS = offsets()
+
+
+def contenders(grid: int, dtype: torch.dtype) -> dict:
+    mask = shift_mask(grid).to(dtype)
+
+    def ours(name: str):
+        def run(qkv, table):
+            with mk.backend(name):
+                return mk.window_attention(qkv, table, window=WINDOW, shift=SHIFT)
+
+        return run
+
+    return {
+        "monai eager": lambda qkv, table: partitioned(qkv, table, mask, eager),
+        "sdpa + mask": lambda qkv, table: partitioned(qkv, table, mask, sdpa),
+        "reference": ours("reference"),
+        "cpp": ours("cpp"),
+    }
+
+
+def step(run, x: Tensor, weight: Tensor, table: Tensor, heads: int, grad: Tensor) -> list[Tensor]:
+    qkv = torch.nn.functional.linear(x, weight).unflatten(-1, (3, heads, -1))
+    out = run(qkv, table)
+    return [out, *torch.autograd.grad(out, (x, weight, table), grad)]
+
+
+def measure(shape: str, rounds: int, allocator: str) -> list[dict]:
+    batch, grid, channels, heads = SHAPES[shape]
+    torch.manual_seed(0)
+    made = [torch.randn(batch, grid, grid, grid, channels), torch.randn(3 * channels, channels) * channels**-0.5,
+            torch.randn(343, heads)]  # fmt: skip
+    x, weight, table = (t.requires_grad_() for t in made)
+    grad = torch.randn(batch, grid, grid, grid, channels)
+    runs = contenders(grid, torch.float32)
+    exact = [t.detach().double().requires_grad_() for t in (x, weight, table)]
+    truth = step(contenders(grid, torch.float64)["reference"], *exact, heads, grad.double())
+    for name, run in runs.items():
+        for got, expected in zip(step(run, x, weight, table, heads, grad), truth, strict=True):
+            error = ((got - expected).abs().max() / expected.abs().max()).item()
+            if error > 2e-5:
+                sys.exit(f"{name} is wrong at {shape}: relative error {error:.1e}; no row is written")
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            step(run, x, weight, table, heads, grad)
+            times[name].append(1e3 * (time.perf_counter() - begin))
+    p50 = {name: statistics.median(values) for name, values in times.items()}
+    return [
+        {
+            **environment(), "allocator": allocator, "op": "window_attention", "backend": name, "shape": shape,
+            "sizes": {"batch": batch, "grid": [grid] * 3, "channels": channels, "heads": heads, "window": WINDOW,
+                      "shift": SHIFT},
+            "pass": "forward + backward, QKV projection included", "dtype": "float32", "ms_p50": round(value, 2),
+            "rounds": rounds, "ratio": round(p50["monai eager"] / value, 2), "ratio_to": "monai eager",
+        }
+        for name, value in p50.items()
+    ]  # fmt: skip
+
+
+def environment() -> dict:
+    ask = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    head = subprocess.run(ask, capture_output=True, text=True, check=False)
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        cpu = next((x.split(":")[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")), cpu)
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": head.stdout.strip() or None, "hardware": f"{cpu}, {torch.get_num_threads()} threads",
+        "load": round(os.getloadavg()[0], 1), "torch": torch.__version__,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--one", nargs=2, metavar=("SHAPE", "ALLOCATOR"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(options.one[0], options.rounds, options.one[1])))
+        return
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    for shape in options.shapes:
+        for allocator, extra in (("default", {}), ("tuned", TUNED)):
+            command = [sys.executable, __file__, "--one", shape, allocator, "--rounds", str(options.rounds)]
+            path = os.pathsep.join(filter(None, (str(ROOT / "kernels"), os.environ.get("PYTHONPATH"))))
+            env = {**os.environ, "PYTHONPATH": path, **extra}
+            done = subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True)
+            with RESULTS.open("a", encoding="utf-8") as file:
+                for row in json.loads(done.stdout):
+                    file.write(json.dumps(row) + "\n")
+                    print(f"{shape}  {allocator:<8} {row['backend']:<12} {row['ms_p50']:8.1f} ms  x{row['ratio']}")
+
+
+if __name__ == "__main__":
+    main()
