@@ -49,6 +49,22 @@ INLINE void store(T* p, Vec<T> v) {
 }
 
 template <class T>
+INLINE void transpose4(const T* from, int64_t ld_from, T factor, T* to, int64_t ld_to) {
+  typedef T V __attribute__((vector_size(4 * sizeof(T))));
+  V row[4];
+  for (int r = 0; r < 4; ++r) __builtin_memcpy(&row[r], from + r * ld_from, sizeof(V));
+  const V a = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5), b = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
+  const V c = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7), d = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
+  const V column[4] = {
+      __builtin_shufflevector(a, b, 0, 1, 4, 5), __builtin_shufflevector(a, b, 2, 3, 6, 7),
+      __builtin_shufflevector(c, d, 0, 1, 4, 5), __builtin_shufflevector(c, d, 2, 3, 6, 7)};
+  for (int r = 0; r < 4; ++r) {
+    const V scaled = column[r] * factor;
+    __builtin_memcpy(to + r * ld_to, &scaled, sizeof(V));
+  }
+}
+
+template <class T>
 INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {
   return a > b ? a : b;
 }

@@ -1,8 +1,6 @@
 // Window attention on CPU: the plan of windows, the choice of instruction set, and threads over chunks of windows.
-#include <cmath>
-#include <cstring>
+#include <algorithm>
 #include <limits>
-#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -141,9 +139,11 @@ struct Call {
     torch::stable::parallel_for(0, chunks * heads, 1, [&](int64_t begin, int64_t end) {
       std::vector<T> memory(size + 64 / sizeof(T), T(0));
       T* scratch = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
-      for (int64_t item = begin; item < end; ++item) {
-        const int64_t chunk = item / heads;
-        kernel_function(job, {chunk, item % heads, chunk * all / chunks, (chunk + 1) * all / chunks}, scratch);
+      for (int64_t item = begin; item < end;) {  // the heads of a chunk together: they share cache lines
+        const int64_t chunk = item / heads, next = std::min(end, (chunk + 1) * heads);
+        const int64_t head = item - chunk * heads;
+        kernel_function(job, {chunk, chunk * all / chunks, (chunk + 1) * all / chunks, head, head + next - item}, scratch);
+        item = next;
       }
     });
   }

@@ -35,10 +35,10 @@ struct WindowJob {
   T* grad_scale;  // (chunks, heads)
 };
 
-// A chunk is a range of windows of one head. Chunks are a function of the shape alone, so that sums over windows come out
-// bit for bit the same on any number of threads.
+// A chunk is a range of windows, and of heads that one thread computes. Ranges of windows are a function of the shape
+// alone, so that sums over them come out bit for bit the same on any number of threads.
 struct Chunk {
-  int64_t index, head, begin, end;
+  int64_t index, begin, end, head_begin, head_end;
 };
 
 template <class T>

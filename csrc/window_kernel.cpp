@@ -23,6 +23,11 @@ inline void philox_block(const Philox& philox, int64_t sample, uint32_t block, u
   }
 }
 
+template <class T>
+int64_t stride_of(int64_t n) {
+  return round_up(n, kLanes<T> > 4 ? kLanes<T> : 4);
+}
+
 // Scratch of one window of one head. wide: dim, stride: N, both in whole vectors; what lies beyond is zero and stays so.
 template <class T>
 struct Scratch {
@@ -33,7 +38,7 @@ struct Scratch {
   T* kept;                                             // (N, stride): 0 or 1 / (1 - dropout)
 
   static int64_t lay_out(int64_t n, int64_t dim, T* base, Scratch* scratch) {
-    const int64_t wide = round_up(dim, kLanes<T>), stride = round_up(n, kLanes<T>);
+    const int64_t wide = round_up(dim, kLanes<T>), stride = stride_of<T>(n);
     const int64_t block = kBlock > kVectors * kLanes<T> ? kBlock : kVectors * kLanes<T>;
     int64_t used = 0;
     const auto take = [&](T*& field, int64_t count) {
@@ -70,18 +75,19 @@ INLINE T dot(const T* a, const T* b, int64_t dim) {
 template <class T>
 struct Window : Scratch<T> {
   const WindowJob<T>& job;
-  const int64_t head, n, dim, wide, stride, vectors;
-  const T scale;
-  int64_t sample = 0, window = 0;
+  const int64_t n, dim, wide, stride, vectors;
+  int64_t head = 0, sample = 0, window = 0;
+  T scale = 0;
   const int32_t* source = nullptr;
 
-  Window(const WindowJob<T>& job, int64_t head, T* scratch)
-      : job(job), head(head), n(job.tokens), dim(job.dim), wide(round_up(dim, kLanes<T>)),
-        stride(round_up(n, kLanes<T>)), vectors(stride / kLanes<T>), scale(job.scale[head]) {
+  Window(const WindowJob<T>& job, T* scratch)
+      : job(job), n(job.tokens), dim(job.dim), wide(round_up(dim, kLanes<T>)),
+        stride(stride_of<T>(n)), vectors(stride / kLanes<T>) {
     Scratch<T>::lay_out(n, dim, scratch, this);
   }
 
-  bool enter(int64_t index) {  // false: the sample is dropped
+  bool enter(int64_t index, int64_t of_head) {  // false: the sample is dropped
+    head = of_head, scale = job.scale[head];
     sample = index / job.windows, window = index % job.windows;
     source = job.source + window * n;
     if (job.masked[window])
@@ -96,6 +102,24 @@ struct Window : Scratch<T> {
   }
   int64_t row(int64_t i) const { return ((sample * job.grid_tokens + source[i]) * job.heads + head) * dim; }
 
+  // Rows of a window lie far apart: those of the next one are asked for while this one is computed.
+  void prefetch(int64_t index, int64_t end, bool backward) const {
+    if (index + 1 >= end) return;
+    const int64_t sample = (index + 1) / job.windows, line = 64 / int64_t(sizeof(T));
+    const int32_t* source = job.source + (index + 1) % job.windows * n;
+    for (int64_t i = 0; i < n; ++i) {
+      if (source[i] < 0) continue;
+      const int64_t at = sample * job.grid_tokens + source[i];
+      for (int64_t c = 0; c < dim; c += line) {
+        for (int64_t part = 0; part < 3; ++part)
+          __builtin_prefetch(job.qkv + ((at * 3 + part) * job.heads + head) * dim + c, 0, 2);
+        if (!backward) continue;
+        __builtin_prefetch(job.out + (at * job.heads + head) * dim + c, 0, 2);
+        __builtin_prefetch(job.grad_out + (at * job.heads + head) * dim + c, 0, 2);
+      }
+    }
+  }
+
   void read(int64_t part, T* rows, T* norm) const {
     const T* fill = job.pad_value + (part * job.heads + head) * dim;
     for (int64_t i = 0; i < n; ++i) copy_row(rows + i * wide, source[i] < 0 ? fill : job.qkv + token(i, part), dim);
@@ -107,8 +131,11 @@ struct Window : Scratch<T> {
       for (int64_t c = 0; c < dim; ++c) x[c] *= norm[i] < 0 ? -norm[i] : norm[i];
     }
   }
-  void to_lanes(const T* rows, T factor, T* lanes) const {
-    for (int64_t c = 0; c < dim; ++c)
+  void to_lanes(const T* rows, T factor, T* lanes) const {  // in blocks of 4 x 4, else it costs more than the scores
+    int64_t c = 0;
+    for (; c + 4 <= dim; c += 4)
+      for (int64_t i = 0; i < n; i += 4) transpose4(rows + i * wide + c, wide, factor, lanes + c * stride + i, stride);
+    for (; c < dim; ++c)
       for (int64_t i = 0; i < n; ++i) lanes[c * stride + i] = factor * rows[i * wide + c];
   }
   void read_qkv() const {
@@ -272,29 +299,37 @@ int64_t scratch_size(int64_t tokens, int64_t dim) {
 
 template <class T>
 void forward(const WindowJob<T>& job, const Chunk& chunk, T* scratch) {
-  Window<T> window(job, chunk.head, scratch);
+  Window<T> window(job, scratch);
   for (int64_t index = chunk.begin; index < chunk.end; ++index)
-    if (window.enter(index))
-      window.forward();
-    else
-      window.zero(false);
+    for (int64_t head = chunk.head_begin; head < chunk.head_end; ++head) {
+      const bool kept = window.enter(index, head);
+      window.prefetch(index, chunk.end, false);
+      if (kept)
+        window.forward();
+      else
+        window.zero(false);
+    }
 }
 
 template <class T>
 void backward(const WindowJob<T>& job, const Chunk& chunk, T* scratch) {
-  Window<T> window(job, chunk.head, scratch);
-  const int64_t slot = chunk.index * job.heads + chunk.head;
-  T* grad_bias = job.grad_bias ? job.grad_bias + slot * window.n * window.stride : nullptr;
+  Window<T> window(job, scratch);
   for (int64_t index = chunk.begin; index < chunk.end; ++index)
-    if (window.enter(index))
-      window.backward(grad_bias, job.grad_pad + slot * 3 * job.dim, job.grad_scale + slot);
-    else
-      window.zero(true);
+    for (int64_t head = chunk.head_begin; head < chunk.head_end; ++head) {
+      const int64_t slot = chunk.index * job.heads + head;
+      T* grad_bias = job.grad_bias ? job.grad_bias + slot * window.n * window.stride : nullptr;
+      const bool kept = window.enter(index, head);
+      window.prefetch(index, chunk.end, true);
+      if (kept)
+        window.backward(grad_bias, job.grad_pad + slot * 3 * job.dim, job.grad_scale + slot);
+      else
+        window.zero(true);
+    }
 }
 
 }  // namespace
 
 namespace MEDFAST_ISA {
-extern const WindowKernel<float> window_float{kLanes<float>, scratch_size<float>, forward<float>, backward<float>};
-extern const WindowKernel<double> window_double{kLanes<double>, scratch_size<double>, forward<double>, backward<double>};
+extern const WindowKernel<float> window_float{stride_of<float>(1), scratch_size<float>, forward<float>, backward<float>};
+extern const WindowKernel<double> window_double{stride_of<double>(1), scratch_size<double>, forward<double>, backward<double>};
 }  // namespace MEDFAST_ISA

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-USAGE, DATA = 2, 3
+USAGE, DATA, ALARM = 2, 3, 4
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,9 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _exit_code(error: Exception) -> int | None:
     from medfast.data.store import DataError
+    from medfast.training import Diverged
 
     if isinstance(error, DataError):
         return DATA
+    if isinstance(error, Diverged):
+        return ALARM
     if isinstance(error, (ValueError, FileNotFoundError, ModuleNotFoundError)):
         return USAGE
     return None

@@ -110,13 +110,14 @@ class SMART(Objective):
         """Only what some loss trains: norms of stages, trunks, last layers, centres, voxels."""
         on, backbone = self.weights, self.backbone
         width, widest = backbone.channels[self.stage], backbone.channels[-1]
-        if "ampd" in on or ("gitd" in on and not self.pools_last):
+        semantic = "ampd" in on or "aitd" in on or ("gitd" in on and not self.pools_last)
+        if semantic:
             self.norm_semantic = nn.LayerNorm(width)
         if "amip" in on or ("gitd" in on and self.pools_last):
             self.norm_final = nn.LayerNorm(widest)
         if "amip" in on:
             self.voxels = Voxels(widest, backbone.strides[-1], backbone.in_channels)
-        if "ampd" in on or "aitd" in on or ("gitd" in on and not self.pools_last):
+        if semantic:
             self.trunk = Trunk(width, widths)
         if "gitd" in on and self.pools_last:
             self.trunk_final = Trunk(widest, widths)
@@ -224,7 +225,8 @@ class SMART(Objective):
         """Normalised vector of each view, (2 b, width), for AITD ([CLS]) and GITD (mean of a stage's tokens)."""
         vectors = {}
         if "aitd" in self.weights:
-            vectors["aitd"] = side.trunk(features.summary)
+            # [CLS] starts at zero behind LayerScale 1e-4: un-normalised, the trunk's L2 norm has gradients of 1e7
+            vectors["aitd"] = side.trunk(side.norm_semantic(features.summary))
         if "gitd" in self.weights and self.pools_last:
             pooled = side.norm_final(features.stages[-1]).flatten(1, -2).mean(dim=1)
             vectors["gitd"] = side.trunk_final(pooled)

@@ -36,21 +36,22 @@ class World:
         if self.size > 1:
             dist.barrier()
 
-    def agree(self, value: object) -> None:
-        """ValueError unless ``value`` is the same on all ranks."""
-        if self.size > 1:
-            values: list[object] = [None] * self.size
-            dist.all_gather_object(values, value)
-            if any(v != values[0] for v in values):
-                raise ValueError(f"ranks differ where they must not: {values}")
+    def agree(self, what: str, value: str) -> None:
+        """ValueError naming ``what`` unless ``value`` is rank 0's on all ranks."""
+        if value != self.share(value):
+            raise ValueError(f"rank {self.rank} differs from rank 0 in {what}; do all ranks run the same code and files?")
 
-    def share(self, value: object) -> object:
-        """Rank 0's ``value``, on every rank."""
+    def share(self, text: str) -> str:
+        """Rank 0's ``text``, on every rank. Sent as bytes: the object collectives of torch unpickle what they receive."""
         if self.size == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
+            return text
+        sent = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device)
+        length = torch.tensor([len(sent)], device=self.device)
+        dist.broadcast(length, src=0)
+        if not self.first:
+            sent = torch.empty(int(length), dtype=torch.uint8, device=self.device)
+        dist.broadcast(sent, src=0)
+        return bytes(sent.tolist()).decode()
 
 
 @contextmanager

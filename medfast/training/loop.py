@@ -85,7 +85,9 @@ def _restore(job: Job, init: Mapping[str, Any] | None) -> tuple[int, Mapping[str
     objective.to(here.device, dtype).train()
     if objective.teacher is not None:
         objective.teacher.to(here.device, dtype)
-    newest = here.share(checkpoint.latest(job.folder, job.log.say) if here.first else None)
+    found = checkpoint.latest(job.folder, job.log.say) if here.first else None
+    name = here.share(found.name if found else "")
+    newest = job.folder / "ckpt" / name if name else None
     if newest is not None and train.resume == "never":
         raise ValueError(f"train.resume=never, but {job.folder} holds {newest.name}: give another out=FOLDER")
     if newest is None and train.resume == "must":
@@ -101,7 +103,7 @@ def _restore(job: Job, init: Mapping[str, Any] | None) -> tuple[int, Mapping[str
             start.initialise(objective, init, job.log.say)
         if objective.teacher is not None:
             objective.teacher.copy_({**dict(objective.named_parameters()), **dict(objective.named_buffers())})
-    here.agree(("parameters at the start", _digest(objective)))
+    here.agree("its parameters at the start", _digest(objective))
     return first, moments
 
 

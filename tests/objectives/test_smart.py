@@ -60,7 +60,8 @@ def by_hand(o, batch, gitd, heads):
     for i in range(b):
         for view, other in ((0, 1), (1, 0)):
             mine, its = seen[view], taught[other]
-            h = head(mine.summary[i], s, "trunk", "image_last"), head(its.summary[i], t, "trunk", "image_last")
+            x, y = norm(mine.summary[i], s, "norm_semantic"), norm(its.summary[i], t, "norm_semantic")
+            h = head(x, s, "trunk", "image_last"), head(y, t, "trunk", "image_last")
             loss["aitd"] += cross_entropy(*h, centre["aitd"], 0.04) / (2 * b)
             (x, trunk), (y, _) = pooled(mine, s, i), pooled(its, t, i)
             h = head(x, s, trunk, "image_last"), head(y, t, trunk, "image_last")
@@ -188,7 +189,7 @@ def test_centres_move_in_absorb_only_and_by_the_teachers_raw_logits(tiny):
         o.teacher.backbone(x, Mask(shown["drop"][i][:, ::8, ::8, ::8]), o.teacher.fill)
         for i, x in enumerate(batch.views)
     ]
-    summaries = torch.cat([f.summary for f in taught])
+    summaries = norm(torch.cat([f.summary for f in taught]), t, "norm_semantic")
     tokens = norm(torch.cat([f.stages[0] for f in taught]), t, "norm_semantic").flatten(0, 3)
     for name, rows in (("aitd", summaries), ("ampd", tokens)):
         mean = torch.stack([head(row, t, "trunk", "image_last") for row in rows]).mean(0)
