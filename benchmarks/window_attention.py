@@ -109,7 +109,7 @@ def measure(shape: str, rounds: int, allocator: str) -> list[dict]:
     grad = torch.randn(batch, grid, grid, grid, channels)
     runs = contenders(grid, torch.float32)
     exact = [t.detach().double().requires_grad_() for t in (x, weight, table)]
-    truth = step(contenders(grid, torch.float64)["reference"], *exact, heads, grad.double())
+    truth = step(contenders(grid, torch.float64)["reference"], exact[0], exact[1], exact[2], heads, grad.double())
     for name, run in runs.items():
         for got, expected in zip(step(run, x, weight, table, heads, grad), truth, strict=True):
             error = ((got - expected).abs().max() / expected.abs().max()).item()
@@ -149,7 +149,7 @@ def environment() -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Window attention on CPU, forward and backward.")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--one", nargs=2, metavar=("SHAPE", "ALLOCATOR"), help=argparse.SUPPRESS)

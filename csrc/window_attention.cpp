@@ -142,7 +142,8 @@ struct Call {
       for (int64_t item = begin; item < end;) {  // the heads of a chunk together: they share cache lines
         const int64_t chunk = item / heads, next = std::min(end, (chunk + 1) * heads);
         const int64_t head = item - chunk * heads;
-        kernel_function(job, {chunk, chunk * all / chunks, (chunk + 1) * all / chunks, head, head + next - item}, scratch);
+        const Chunk part{chunk, chunk * all / chunks, (chunk + 1) * all / chunks, head, head + next - item};
+        kernel_function(job, part, scratch);
         item = next;
       }
     });

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.overrides += rest
     try:
         return options.run(options) or 0
-    except Exception as error:  # noqa: BLE001 - the one place that turns errors into sentences and exit codes
+    except Exception as error:
         code = _exit_code(error)
         if code is None or os.environ.get("MEDFAST_TRACEBACK"):
             raise
@@ -46,7 +46,9 @@ def _exit_code(error: Exception) -> int | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="medfast", description="Pretraining of 3D medical transformers on CT volumes.")
+    parser = argparse.ArgumentParser(
+        prog="medfast", description="Pretraining of 3D medical transformers on CT volumes."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     doctor = commands.add_parser("doctor", help="what is installed, what is missing, which backend each operator uses")
@@ -58,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--store", type=Path, required=True, help="folder to write; an unfinished one is resumed")
     prepare.add_argument("--spacing", type=float, default=2.0, help="isotropic voxel size in mm (default 2)")
     prepare.add_argument("--max-bad", type=float, default=0.02, metavar="SHARE",
-                         help="exit 3 when more than this share is unusable (default 0.02; 1 takes whatever is usable)")  # fmt: skip
+                         help="exit 3 when more are unusable (default 0.02; 1 takes whatever is usable)")  # fmt: skip
     prepare.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     prepare.set_defaults(run=_prepare)
     verify = data.add_parser("verify", help="re-hash every volume of a store")

@@ -1,8 +1,8 @@
 """One YAML per experiment. A section ``{name: swin, depths: [2, 2, 8, 2]}`` calls that constructor with the rest as
 keywords, so the constructor's signature is the schema: there is no second list of options to keep in step.
 
-``load`` reads, applies ``key=value`` overrides and refuses unknown keys, offering the nearest valid one; ``build`` makes
-the objective. Nothing here is imported by another module of the package but ``medfast.__main__``.
+``load`` reads, applies ``key=value`` overrides and refuses unknown keys, offering the nearest valid one; ``build``
+makes the objective. Nothing here is imported by another module of the package but ``medfast.__main__``.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _resolve(path: str, section: Mapping[str, Any], table: str) -> Callable:
             return getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             raise ConfigError(f"{path}.name = {name!r} cannot be imported: {error}") from None
-    if name not in entries:
+    if not isinstance(name, str) or name not in entries:
         kind = "architecture" if table == "backbone" else table
         raise ConfigError(f"{path}: no {kind} called {name!r}{_nearest(str(name), entries)}")
     return entries[name]

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
-from medfast_kernels import Key
 from torch import Tensor, nn
+
+from medfast_kernels import Key
 
 __all__ = [
     "Backbone", "Batch", "DropsTokens", "EncodesPairs", "Features", "Key", "Mask", "Masker", "Network", "Objective",
@@ -42,9 +43,7 @@ class Batch:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
         """The batch on ``device``; floating views and targets cast to ``dtype`` where given."""
 
-        def move(x: Tensor | None) -> Tensor | None:
-            if x is None:
-                return None
+        def move(x: Tensor) -> Tensor:
             return x.to(device, dtype if x.is_floating_point() else None, non_blocking=True)
 
         sample = self.key.sample
@@ -52,7 +51,7 @@ class Batch:
             views=tuple(move(x) for x in self.views),
             boxes=None if self.boxes is None else self.boxes.to(device),
             key=self.key._replace(sample=None if sample is None else sample.to(device)),
-            valid=tuple(move(x) for x in self.valid),
+            valid=tuple(None if x is None else move(x) for x in self.valid),
             params={name: value.to(device) for name, value in self.params.items()},
             targets={name: tuple(move(x) for x in per_view) for name, per_view in self.targets.items()},
         )
@@ -104,8 +103,8 @@ class Output:
 class Backbone(Protocol):
     """Encoder. channels, strides: of each entry of ``Features.stages``, strides in voxels.
 
-    in_channels: of the volume. embed: width of the embedding, and so of ``fill``. semantic_attention: number, from 1, of
-    the stage whose tokens [CLS] attends to, which ``Features.attention`` tells of; None where there is no [CLS].
+    in_channels: of the volume. embed: width of the embedding, and so of ``fill``. semantic_attention: number, from 1,
+    of the stage whose tokens [CLS] attends to, which ``Features.attention`` tells of; None where there is no [CLS].
     """
 
     channels: tuple[int, ...]
@@ -197,9 +196,9 @@ class Teacher:
     @torch.no_grad()
     def update(self, student: Mapping[str, Tensor], momentum: float) -> None:
         """teacher <- momentum * teacher + (1 - momentum) * student; buffers are copied."""
-        names, parameters = zip(*self._tree.named_parameters(), strict=True)
-        torch._foreach_lerp_(list(parameters), [student[name].to(p.dtype) for name, p in zip(names, parameters, strict=True)],
-                             1.0 - momentum)  # fmt: skip
+        mine = dict(self._tree.named_parameters())
+        theirs = [student[name].to(parameter.dtype) for name, parameter in mine.items()]
+        torch._foreach_lerp_(list(mine.values()), theirs, 1.0 - momentum)
         for name, buffer in self._tree.named_buffers():
             buffer.copy_(student[name])
 
@@ -229,3 +228,11 @@ class Objective(nn.Module):
     def cells(self, size: tuple[int, ...]) -> tuple[int, ...] | None:
         """Mask cells per axis of a view of ``size`` voxels, or None where it takes no masks."""
         return None
+
+    def picture(self, batch: Batch) -> dict[str, tuple[Tensor, ...]]:
+        """For reports: what there is of "reconstruction", "mask", "drop", "attention", one tensor per view, no grad."""
+        return {}
+
+    def tokens(self, batch: Batch, t: float = 0.0) -> dict[str, Tensor]:
+        """For collapse gauges: what there is of "student", "teacher" (tokens, dim), "prototypes" (rows, K), no grad."""
+        return {}

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from medfast import config
 from medfast.__main__ import main
 

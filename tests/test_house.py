@@ -34,11 +34,17 @@ def test_files_and_functions_stay_small(path):
 
 def test_depth_and_top_level():
     tracked = {p.name for p in ROOT.iterdir()} - {"runs", "build", "dist"}
-    strangers = {n for n in tracked if not n.startswith(".") and not n.endswith((".egg-info", "__pycache__"))} - TOP_LEVEL
+    strangers = {
+        n for n in tracked if not n.startswith(".") and not n.endswith((".egg-info", "__pycache__"))
+    } - TOP_LEVEL
     assert not strangers, f"the top level is fixed; these do not belong there: {sorted(strangers)}"
     assert not (ROOT / "kernels" / "__init__.py").exists(), "kernels/ must not be a package (it shadows another one)"
     assert not list((ROOT / "tests").rglob("__init__.py"))
-    deep = [p for p in SOURCES if len(p.relative_to(ROOT / "kernels" if "kernels" in p.parts else ROOT).parts) > MAX_DEPTH + 1]
+    deep = [
+        p
+        for p in SOURCES
+        if len(p.relative_to(ROOT / "kernels" if "kernels" in p.parts else ROOT).parts) > MAX_DEPTH + 1
+    ]
     assert not deep, f"deeper than two folders: {deep}"
 
 
@@ -56,7 +62,9 @@ def test_numpy_files_are_read_without_pickle():
 
 def test_only_the_dispatcher_asks_about_devices():
     asks = re.compile(r"cuda\.is_available\(|environ.*MEDFAST_BACKEND|is_cuda\b")
-    guilty = [p.name for p in (ROOT / "kernels").rglob("*.py") if p.name != "_dispatch.py" and asks.search(p.read_text())]
+    guilty = [
+        p.name for p in (ROOT / "kernels").rglob("*.py") if p.name != "_dispatch.py" and asks.search(p.read_text())
+    ]
     assert not guilty, f"only _dispatch.py may ask about devices: {guilty}"
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from .key import Key
 
 NAMESPACE = (__package__ or "medfast_kernels").replace(".", "_")  # of torch.ops: a vendored copy gets its own
-Share = TypeVar("Share", float, Tensor, None)
+Share = TypeVar("Share", bound="float | Tensor | None")
 
 
 def one_of(name: str, value: str, accepted: Sequence[str]) -> None:
@@ -38,7 +38,7 @@ def within(value: Share, name: str, low: float, high: float) -> Share:
     Tensors are read on a CPU only: elsewhere the answer would cost a synchronisation.
     """
     if isinstance(value, Tensor):
-        return _within(value, name, low, high) if value.device.type == "cpu" else value
+        return _within(value, name, low, high) if value.device.type == "cpu" else value  # type: ignore[return-value]
     if value is not None and not low <= value <= high:
         raise ValueError(f"{name} must be in [{low}, {high}], got {value}")
     return value

@@ -24,10 +24,10 @@ def class_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = No
             "q must be (b, heads, dim) and k, v (b, 1 + n, heads, dim) with n >= 1, got "
             f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
         )
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
     dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), torch.float32)
     with torch.autocast(q.device.type, enabled=False):
-        logits = torch.einsum("bhd,bnhd->bhn", q.to(dtype) * scale, k.to(dtype))
+        logits = torch.einsum("bhd,bnhd->bhn", q.to(dtype) * factor, k.to(dtype))
         weights = logits.softmax(dim=-1)
         out = torch.einsum("bhn,bnhd->bhd", weights, v.to(dtype)).flatten(1)
         return out.to(v.dtype), weights.mean(dim=1)[:, 1:]

@@ -203,7 +203,7 @@ def _agree(answers: dict[str, np.ndarray], pixdim: np.ndarray | None) -> None:
         if apart.max() > MAX_CONFLICT:
             raise Bad("qform-sform", f"qform and sform differ by {apart.max():.0%} of a voxel; readers take either")
     elif pixdim is not None:
-        (name, size), = sizes.items()
+        ((name, size),) = sizes.items()
         if (np.abs(size - pixdim) > MAX_CONFLICT * pixdim).any():
             raise Bad("qform-sform", f"{name} says voxels of {np.round(size, 4).tolist()} mm, "
                                      f"pixdim says {np.round(pixdim, 4).tolist()}; readers take either")  # fmt: skip

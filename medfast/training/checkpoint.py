@@ -29,7 +29,7 @@ _META, _SUMS, _DONE = "meta.json", "checksums.json", "COMPLETE"
 
 def describe(objective: Objective) -> dict[str, dict[str, Tensor]]:
     """The tensors of an objective by part: student (parameters), teacher, state (buffers that are kept)."""
-    student = dict(objective.named_parameters())
+    student: dict[str, Tensor] = dict(objective.named_parameters())
     state = {name: x for name, x in objective.state_dict(keep_vars=True).items() if name not in student}
     return {"student": student, "teacher": objective.teacher.state() if objective.teacher else {}, "state": state}
 

@@ -127,7 +127,9 @@ class Engine:
         for group, flat in zip(self.rules, self._flat(), strict=True):
             for name in group.names:
                 for kind in ("exp_avg", "exp_avg_sq"):
-                    found[f"{kind}/{name}"] = safe_get_full_optimizer_state(self.parameters[name], kind)
+                    moment = safe_get_full_optimizer_state(self.parameters[name], kind)
+                    assert moment is not None, f"DeepSpeed keeps no {kind} of {name}"
+                    found[f"{kind}/{name}"] = moment
                 found[f"step/{name}"] = self._adamw.state[flat]["step"].clone()
         return found
 

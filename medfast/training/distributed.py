@@ -39,10 +39,12 @@ class World:
     def agree(self, what: str, value: str) -> None:
         """ValueError naming ``what`` unless ``value`` is rank 0's on all ranks."""
         if value != self.share(value):
-            raise ValueError(f"rank {self.rank} differs from rank 0 in {what}; do all ranks run the same code and files?")
+            raise ValueError(
+                f"rank {self.rank} differs from rank 0 in {what}; do all ranks run the same code and files?"
+            )
 
     def share(self, text: str) -> str:
-        """Rank 0's ``text``, on every rank. Sent as bytes: the object collectives of torch unpickle what they receive."""
+        """Rank 0's ``text``, on every rank. Sent as bytes: torch's object collectives unpickle what they receive."""
         if self.size == 1:
             return text
         sent = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device)

@@ -196,7 +196,7 @@ def _digest(objective: Objective) -> str:
     digest = hashlib.sha256()
     for part in checkpoint.describe(objective).values():
         for tensor in part.values():
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            digest.update(memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()
 
 

@@ -55,7 +55,7 @@ def _cosine(start: float, end: float, t: float) -> float:
 
 def rates(optim: Optim, t: float) -> tuple[float, float]:
     """(learning rate, weight decay) at t: warm-up from 0, then cosine to min_lr; one cosine of the decay."""
-    decay = _cosine(*optim.weight_decay, t)
+    decay = _cosine(optim.weight_decay[0], optim.weight_decay[1], t)
     if t < optim.warmup:
         return optim.lr * t / optim.warmup, decay
     return _cosine(optim.lr, optim.min_lr, (t - optim.warmup) / (1 - optim.warmup)), decay

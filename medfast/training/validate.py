@@ -33,8 +33,8 @@ def validate(
         batch = with_masks(objective, batch).to(world.device, torch.float64 if train.precision == "fp64" else None)
         with autocast(train.precision, world.device):
             found = objective(batch, clock).losses
-            if not gauges and hasattr(objective, "tokens"):
-                gauges = collapse_gauges(objective.tokens(batch))
+            if not gauges:
+                gauges = collapse_gauges(objective.tokens(batch, t))
         for name, loss in found.items():
             losses[name] = losses.get(name, 0.0) + loss.double() * (len(batch.views[0]) / train.validate_crops)
     objective.train(training)

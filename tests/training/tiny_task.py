@@ -69,7 +69,7 @@ class Tiny(Objective):
         )
 
     @torch.no_grad()
-    def tokens(self, batch: Batch):
+    def tokens(self, batch: Batch, t: float = 0.0):
         x = batch.views[0].flatten(1).unflatten(1, (8, WIDTH)).flatten(0, 1)
         return {"student": self.backbone(x), "teacher": self.teacher.backbone(x),
                 "prototypes": self.teacher.last(self.teacher.backbone(x)).softmax(-1)}  # fmt: skip

@@ -36,8 +36,19 @@ def window_attention(
     """``medfast_kernels.window_attention`` in plain PyTorch, whatever backend is asked for."""
     return attend(
         check(
-            qkv, bias, window=window, shift=shift, scale=scale, cosine=cosine, pad=pad, pad_value=pad_value, clip=clip,
-            bias_index=bias_index, dropout=dropout, keep=keep, key=key,
+            qkv,
+            bias,
+            window=window,
+            shift=shift,
+            scale=scale,
+            cosine=cosine,
+            pad=pad,
+            pad_value=pad_value,
+            clip=clip,
+            bias_index=bias_index,
+            dropout=dropout,
+            keep=keep,
+            key=key,
         )  # fmt: skip
     )
 
