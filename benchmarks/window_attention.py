@@ -4,7 +4,8 @@
 
 Both sides include the QKV projection. Each row is one process, with the allocator as it comes or told to keep its pages
 ("tuned"), because page faults are half the time of what allocates much. Outputs and gradients are compared with the
-reference in fp64 first: no row on a red check. The rounds of all contenders are interleaved.
+reference in fp64 first: no row on a red check, and none of a working tree that differs from its commit. The rounds of
+all contenders are interleaved.
 """
 
 from __future__ import annotations
@@ -134,16 +135,21 @@ def measure(shape: str, rounds: int, allocator: str) -> list[dict]:
     ]  # fmt: skip
 
 
+def git(*arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"a row names the commit that was measured, and git does not say it: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
 def environment() -> dict:
-    ask = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    head = subprocess.run(ask, capture_output=True, text=True, check=False)
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
         cpu = next((x.split(":")[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")), cpu)
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": head.stdout.strip() or None, "hardware": f"{cpu}, {torch.get_num_threads()} threads",
+        "commit": git("rev-parse", "--short", "HEAD"), "hardware": f"{cpu}, {torch.get_num_threads()} threads",
         "load": round(os.getloadavg()[0], 1), "torch": torch.__version__,
     }  # fmt: skip
 
@@ -157,6 +163,9 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(options.one[0], options.rounds, options.one[1])))
         return
+    changed = git("status", "--porcelain", "--", "csrc", "kernels", "benchmarks", ":!benchmarks/results")
+    if changed:
+        print(f"no rows are written, because the working tree is not its commit:\n{changed}", file=sys.stderr)
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     for shape in options.shapes:
         for allocator, extra in (("default", {}), ("tuned", TUNED)):
@@ -164,10 +173,12 @@ def main() -> None:
             path = os.pathsep.join(filter(None, (str(ROOT / "kernels"), os.environ.get("PYTHONPATH"))))
             env = {**os.environ, "PYTHONPATH": path, **extra}
             done = subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True)
-            with RESULTS.open("a", encoding="utf-8") as file:
-                for row in json.loads(done.stdout):
-                    file.write(json.dumps(row) + "\n")
-                    print(f"{shape}  {allocator:<8} {row['backend']:<12} {row['ms_p50']:8.1f} ms  x{row['ratio']}")
+            rows = json.loads(done.stdout)
+            for row in rows:
+                print(f"{shape}  {allocator:<8} {row['backend']:<12} {row['ms_p50']:8.1f} ms  x{row['ratio']}")
+            if not changed:
+                with RESULTS.open("a", encoding="utf-8") as file:
+                    file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 if __name__ == "__main__":

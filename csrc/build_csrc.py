@@ -51,6 +51,11 @@ def find_compiler() -> str | None:
     return next(filter(None, map(shutil.which, names)), None)
 
 
+def find_ninja() -> str | None:
+    """On PATH, else beside Python: pip called by its path puts it into an environment that nobody has activated."""
+    return shutil.which("ninja") or shutil.which("ninja", path=str(Path(sys.executable).parent))
+
+
 def why_not() -> str | None:
     """Why the C++ operators are left out of this build, None if they are built; an error with MEDFAST_EXT=1."""
     asked = os.environ.get("MEDFAST_EXT", "")
@@ -73,8 +78,8 @@ def why_not() -> str | None:
     return reason
 
 
-def steps(folder: Path, library: Path, namespace: str) -> list[tuple[list[str], Path, list[Path]]]:
-    """Compiler calls: command, what it makes, what it reads."""
+def steps(folder: Path, namespace: str) -> list[tuple[list[str], Path, list[Path]]]:
+    """Compiler calls: command, what it makes, what it reads; the last one makes the library."""
     compiler, torch = find_compiler(), find_torch()
     assert compiler is not None and torch is not None
     x86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -90,21 +95,32 @@ def steps(folder: Path, library: Path, namespace: str) -> list[tuple[list[str], 
         if x86 or name == "plain":
             defines = [f"-DMEDFAST_ISA={name}", f"-DMEDFAST_VECTOR_BYTES={width}"]
             compile("window_kernel.cpp", f"window_kernel_{name}", [*KERNEL, *defines, *flags])
-    operators = ["-std=c++20", "-O2", f"-isystem{torch / 'include'}", f"-DMEDFAST_NAMESPACE={namespace}"]
-    for source in ("operators.cpp", "window_attention.cpp"):
+    operators = ["-std=c++20", "-O3", f"-isystem{torch / 'include'}", f"-DMEDFAST_NAMESPACE={namespace}"]
+    for source in ("operators.cpp", "philox.cpp", "window_attention.cpp"):
         compile(source, Path(source).stem, [*operators, *(["-DMEDFAST_X86"] if x86 else [])])
     objects = [made for _, made, _ in calls]
+    library = folder / "linked.so"
     link = [compiler, "-shared", *map(str, objects), "-o", str(library), f"-L{torch / 'lib'}", "-ltorch_cpu"]
     return [*calls, (link, library, objects)]
 
 
 def build(folder: Path, library: Path, namespace: str = "medfast_kernels") -> None:
-    """Compile into ``folder`` and link ``library``, through ninja (parallel, incremental) where there is one."""
+    """Compile and link in ``folder``, through ninja (parallel, incremental) where there is one, then put ``library``.
+
+    It takes its place by renaming: a process that has the old one loaded keeps it whole.
+    """
     folder, library = folder.resolve(), library.resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    calls = steps(folder, namespace)
+    _run(folder, calls)
     library.parent.mkdir(parents=True, exist_ok=True)
-    calls = steps(folder, library, namespace)
-    ninja = shutil.which("ninja")
+    arriving = library.with_suffix(f".{os.getpid()}.tmp")
+    shutil.copy2(calls[-1][1], arriving)
+    arriving.replace(library)
+
+
+def _run(folder: Path, calls: list[tuple[list[str], Path, list[Path]]]) -> None:
+    ninja = find_ninja()
     if ninja is None:
         for command, _, _ in calls:
             subprocess.run(command, check=True)

@@ -16,14 +16,16 @@ struct Lanes;
 template <>
 struct Lanes<float> {
   typedef float V __attribute__((vector_size(kBytes)));
-  typedef int32_t I __attribute__((vector_size(kBytes)));
+  typedef int32_t Int;
+  typedef Int I __attribute__((vector_size(kBytes)));
   static constexpr int exponent = 23, degree = 7;
   static constexpr float magic = 12582912.0f, lowest = -86.0f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
 };
 template <>
 struct Lanes<double> {
   typedef double V __attribute__((vector_size(kBytes)));
-  typedef int64_t I __attribute__((vector_size(kBytes)));
+  typedef int64_t Int;
+  typedef Int I __attribute__((vector_size(kBytes)));
   static constexpr int exponent = 52, degree = 13;
   static constexpr double magic = 6755399441055744.0, lowest = -706.0, ln2_high = 6.93145751953125e-1,
                           ln2_low = 1.42860682030941723212e-6;
@@ -48,16 +50,22 @@ INLINE void store(T* p, Vec<T> v) {
   __builtin_memcpy(p, &v, kBytes);
 }
 
+#ifdef __clang__
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else  // GCC has that one from 12 on, and this one always
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, I{__VA_ARGS__})
+#endif
+
 template <class T>
 INLINE void transpose4(const T* from, int64_t ld_from, T factor, T* to, int64_t ld_to) {
   typedef T V __attribute__((vector_size(4 * sizeof(T))));
+  [[maybe_unused]] typedef typename Lanes<T>::Int I __attribute__((vector_size(4 * sizeof(T))));
   V row[4];
   for (int r = 0; r < 4; ++r) __builtin_memcpy(&row[r], from + r * ld_from, sizeof(V));
-  const V a = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5), b = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
-  const V c = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7), d = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
-  const V column[4] = {
-      __builtin_shufflevector(a, b, 0, 1, 4, 5), __builtin_shufflevector(a, b, 2, 3, 6, 7),
-      __builtin_shufflevector(c, d, 0, 1, 4, 5), __builtin_shufflevector(c, d, 2, 3, 6, 7)};
+  const V a = SHUFFLE(row[0], row[1], 0, 4, 1, 5), b = SHUFFLE(row[2], row[3], 0, 4, 1, 5);
+  const V c = SHUFFLE(row[0], row[1], 2, 6, 3, 7), d = SHUFFLE(row[2], row[3], 2, 6, 3, 7);
+  const V column[4] = {SHUFFLE(a, b, 0, 1, 4, 5), SHUFFLE(a, b, 2, 3, 6, 7), SHUFFLE(c, d, 0, 1, 4, 5),
+                       SHUFFLE(c, d, 2, 3, 6, 7)};
   for (int r = 0; r < 4; ++r) {
     const V scaled = column[r] * factor;
     __builtin_memcpy(to + r * ld_to, &scaled, sizeof(V));

@@ -19,6 +19,9 @@ struct InstructionSet {
 };
 const InstructionSet& instruction_set();  // the best one that this build has and this processor runs
 
+// (b, count) int64: the first numbers of each sample's draw; address (b, 3): sample, step, stream
+torch::stable::Tensor philox_words(torch::stable::Tensor address, int64_t count, int64_t seed);
+
 std::tuple<torch::stable::Tensor, torch::stable::Tensor> window_attention(
     torch::stable::Tensor qkv, std::optional<torch::stable::Tensor> bias, torch::stable::Tensor scale,
     std::optional<torch::stable::Tensor> pad_value, std::optional<torch::stable::Tensor> keep,

@@ -1,6 +1,9 @@
 // Window attention on CPU: the plan of windows, the choice of instruction set, and threads over chunks of windows.
 #include <algorithm>
 #include <limits>
+#include <list>
+#include <memory>
+#include <mutex>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -25,6 +28,7 @@ struct Plan {  // which token each place of each window is, see medfast_kernels/
 
 struct Axis {  // of the grid: for each place on the padded, shifted axis
   int64_t grid, window, padded, shift;
+  bool operator==(const Axis&) const = default;
   int64_t at(int64_t place) const { return (place + shift) % padded; }
   bool wrapped(int64_t place) const { return place + shift >= padded; }
 };
@@ -71,6 +75,28 @@ Plan make_plan(const std::vector<Axis>& axes, bool live_pads) {
   return plan;
 }
 
+// The plans of the last geometries: a model has two for each of its stages, and asks for them in every pass.
+std::shared_ptr<const Plan> plan_of(const std::vector<Axis>& axes, bool live_pads) {
+  struct Entry {
+    std::vector<Axis> axes;
+    bool live_pads;
+    std::shared_ptr<const Plan> plan;
+  };
+  constexpr size_t kPlans = 32;
+  static std::mutex guard;
+  static std::list<Entry> recent;  // the last one used comes first
+  const std::lock_guard<std::mutex> lock(guard);
+  const auto same = [&](const Entry& entry) { return entry.axes == axes && entry.live_pads == live_pads; };
+  const auto found = std::find_if(recent.begin(), recent.end(), same);
+  if (found != recent.end()) {
+    recent.splice(recent.begin(), recent, found);
+  } else {
+    recent.push_front({axes, live_pads, std::make_shared<const Plan>(make_plan(axes, live_pads))});
+    if (recent.size() > kPlans) recent.pop_back();
+  }
+  return recent.front().plan;
+}
+
 template <class T>
 const WindowKernel<T>& kernel() {
   if constexpr (std::is_same_v<T, float>) return *instruction_set().window_float;
@@ -102,7 +128,8 @@ std::vector<T> bias_rows(const OptionalTensor& bias, int64_t heads, int64_t n, i
 // What both directions share: contiguous inputs, the plan, the bias, and the loop over chunks.
 template <class T>
 struct Call {
-  Plan plan;
+  std::shared_ptr<const Plan> shared_plan;
+  const Plan& plan;
   int64_t batch, heads, dim, stride, chunks;
   Tensor qkv, scale, pad_value, keep, draw;
   std::vector<T> bias;
@@ -111,8 +138,8 @@ struct Call {
   Call(const Tensor& qkv_, const OptionalTensor& bias_, const Tensor& scale_, const OptionalTensor& pad_value_,
        const OptionalTensor& keep_, const OptionalTensor& draw_, const std::vector<int64_t>& window,
        const std::vector<int64_t>& shift, bool cosine, bool live_pads, double dropout, int64_t seed, bool backward)
-      : plan(make_plan(three_axes(qkv_, window, shift), live_pads)), qkv(torch::stable::contiguous(qkv_)),
-        scale(torch::stable::contiguous(scale_)) {
+      : shared_plan(plan_of(three_axes(qkv_, window, shift), live_pads)), plan(*shared_plan),
+        qkv(torch::stable::contiguous(qkv_)), scale(torch::stable::contiguous(scale_)) {
     const int64_t axes = window.size();
     batch = qkv.size(0), heads = qkv.size(2 + axes), dim = qkv.size(3 + axes);
     const int64_t lanes = kernel<T>().lanes;

@@ -3,10 +3,7 @@
 
 #include <cstdint>
 
-struct Philox {
-  uint64_t seed;
-  const int64_t* address;  // (batch, 3): sample, step, stream
-};
+#include "philox.h"
 
 template <class T>
 struct WindowJob {

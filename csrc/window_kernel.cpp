@@ -3,28 +3,16 @@
 #include "window_job.h"
 
 #include "lanes.h"
+#include "philox.h"
 
 namespace {
 
 constexpr int64_t kBlock = 32;  // queries of a window whose scores the backward holds at once
 
-INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
-// Numbers 4 * block .. 4 * block + 3 of a draw; layout and source: medfast_kernels/key.py.
-inline void philox_block(const Philox& philox, int64_t sample, uint32_t block, uint32_t (&word)[4]) {
-  const int64_t* address = philox.address + 3 * sample;
-  word[0] = block, word[1] = uint32_t(address[0]), word[2] = uint32_t(address[1]), word[3] = uint32_t(address[2]);
-  uint32_t key0 = uint32_t(philox.seed), key1 = uint32_t(philox.seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t product0 = uint64_t(word[0]) * 0xD2511F53u, product1 = uint64_t(word[2]) * 0xCD9E8D57u;
-    const uint32_t first = uint32_t(product1 >> 32) ^ word[1] ^ key0, third = uint32_t(product0 >> 32) ^ word[3] ^ key1;
-    word[0] = first, word[1] = uint32_t(product1), word[2] = third, word[3] = uint32_t(product0);
-    key0 += 0x9E3779B9u, key1 += 0xBB67AE85u;
-  }
-}
+constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 template <class T>
-int64_t stride_of(int64_t n) {
+constexpr int64_t stride_of(int64_t n) {
   return round_up(n, kLanes<T> > 4 ? kLanes<T> : 4);
 }
 
@@ -330,6 +318,9 @@ void backward(const WindowJob<T>& job, const Chunk& chunk, T* scratch) {
 }  // namespace
 
 namespace MEDFAST_ISA {
-extern const WindowKernel<float> window_float{stride_of<float>(1), scratch_size<float>, forward<float>, backward<float>};
-extern const WindowKernel<double> window_double{stride_of<double>(1), scratch_size<double>, forward<double>, backward<double>};
+// constexpr: nothing of this file may run when the library is loaded, on a processor that lacks its instructions
+extern constexpr WindowKernel<float> window_float{stride_of<float>(1), scratch_size<float>, forward<float>,
+                                                  backward<float>};
+extern constexpr WindowKernel<double> window_double{stride_of<double>(1), scratch_size<double>, forward<double>,
+                                                    backward<double>};
 }  // namespace MEDFAST_ISA

@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--spacing", type=float, default=2.0, help="isotropic voxel size in mm (default 2)")
     prepare.add_argument("--max-bad", type=float, default=0.02, metavar="SHARE",
                          help="exit 3 when more are unusable (default 0.02; 1 takes whatever is usable)")  # fmt: skip
-    prepare.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    prepare.add_argument("--jobs", type=int, help="volumes at a time (default: as many as this process has cores)")
     prepare.set_defaults(run=_prepare)
     verify = data.add_parser("verify", help="re-hash every volume of a store")
     verify.add_argument("store", type=Path, metavar="STORE")
@@ -101,8 +101,7 @@ def _prepare(options: argparse.Namespace) -> None:
 def _verify(options: argparse.Namespace) -> None:
     from medfast.data.store import Store, verify
 
-    verify(options.store)
-    print(f"{len(Store(options.store))} volumes, every hash is right")
+    print(f"{verify(Store(options.store))} volumes, every hash is right")
 
 
 def _phantoms(options: argparse.Namespace) -> None:
@@ -121,12 +120,9 @@ def _pretrain(options: argparse.Namespace) -> None:
     _require(config, "out", "out=runs/NAME", "the run folder")
     _require(config.setdefault("data", {}), "store", "data.store=STORE", "the prepared volumes (medfast data prepare)")
     objective = configuration.build(config)
-    train = {"seed": 0, **config.get("train", {})}
-    streams = {
-        split: open_stream(config["data"], seed=train["seed"], batch=train["batch"], views=objective.views, split=split)
-        for split in ("train", "holdout")
-    }
-    pretrain(objective, config, streams["train"], streams["holdout"])
+    train = configuration.train_settings(config)
+    stream = open_stream(config["data"], seed=train.seed, batch=train.batch, views=objective.views, split="train")
+    pretrain(objective, config, stream, _open_holdout(config, objective.views))
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -146,11 +142,16 @@ def _report(options: argparse.Namespace) -> None:
     if newest is None:
         raise FileNotFoundError(f"{options.run_folder} has no finished checkpoint yet; nothing to report")
     checkpoint.read_into(objective, newest)
-    train = config["train"]
-    holdout = open_stream(
-        config["data"], seed=train["seed"], batch=train["batch"], views=objective.views, split="holdout"
-    )
-    print(report(options.run_folder, objective, holdout, config))
+    print(report(options.run_folder, objective, _open_holdout(config, objective.views), config))
+
+
+def _open_holdout(config: dict, views: int):
+    """Held-out crops, the same whatever a run's seed and batch, and with no augmentation in what must be restored."""
+    from medfast.data.loader import open_stream
+    from medfast.objectives.held_out import HOLDOUT_BATCH, HOLDOUT_SEED
+
+    data = {**config["data"], "intensity": None}
+    return open_stream(data, seed=HOLDOUT_SEED, batch=HOLDOUT_BATCH, views=views, split="holdout")
 
 
 def _require(section: dict, key: str, example: str, what: str) -> None:

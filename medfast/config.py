@@ -1,8 +1,9 @@
 """One YAML per experiment. A section ``{name: swin, depths: [2, 2, 8, 2]}`` calls that constructor with the rest as
 keywords, so the constructor's signature is the schema: there is no second list of options to keep in step.
 
-``load`` reads, applies ``key=value`` overrides and refuses unknown keys, offering the nearest valid one; ``build``
-makes the objective. Nothing here is imported by another module of the package but ``medfast.__main__``.
+``load`` reads, applies ``key=value`` overrides and refuses unknown keys, offering the nearest valid one, and values
+that do not fit the constructor's annotations; ``build`` makes the objective. Nothing here is imported by another module
+of the package but ``medfast.__main__``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import copy
 import difflib
 import importlib
-import inspect
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 
+from medfast.annotations import fit, hints
 from medfast.architectures import BACKBONES, NETWORKS
 from medfast.data.loader import Stream
 from medfast.objectives import MASKS, OBJECTIVES
-from medfast.training import Optim, Train
+from medfast.training import Optim, Train, deepspeed_engine, start
 from medfast.types import Objective
 
 SECTIONS = ("objective", "data", "optim", "train", "deepspeed", "init", "out")
@@ -31,6 +32,7 @@ _TABLES: dict[str, Mapping[str, Callable]] = {
     "mask": MASKS,
 }
 _GIVEN_BY_TRAINING = {"seed", "batch", "views", "split"}  # arguments of Stream that are no option of the data section
+_INIT = {"from": str | None, "part": str | None, "allow_partial": bool}
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")  # YAML 1.1 reads 1e-3 as a string
 
 
@@ -39,9 +41,9 @@ class ConfigError(ValueError):
 
 
 def load(path: str | Path, *overrides: str, tiny: bool = False, steps: int | None = None) -> dict[str, Any]:
-    """The experiment in ``path`` with overrides ``section.key=value`` applied, every key checked against what it calls.
+    """The experiment in ``path`` with overrides ``section.key=value`` applied, checked by ``validate``.
 
-    tiny: shrink to seconds a step on two cores (see ``TINY``). steps: length of the run. Raises ConfigError.
+    tiny: shrink to seconds a step on two cores (see ``TINY``). steps: length of the run. Raises as ``validate`` does.
     """
     import yaml
 
@@ -54,35 +56,47 @@ def load(path: str | Path, *overrides: str, tiny: bool = False, steps: int | Non
     if not isinstance(config, dict):
         raise ConfigError(f"{path} must hold the sections {', '.join(SECTIONS)}, it holds {type(config).__name__}")
     config = _numbers(config)
+    _shape(config)
     if tiny:
         _shrink(config)
     for override in overrides:
         _override(config, override)
+    _shape(config)
     if steps is not None:
         if steps < 1:
             raise ConfigError(f"--steps must be at least 1, got {steps}")
         config.setdefault("train", {})["steps"] = steps
-    validate(config)
-    return config
+    return validate(config)
 
 
-def validate(config: dict[str, Any]) -> None:
-    """Raise ConfigError at the first key that nothing reads."""
-    _known("the configuration", config, SECTIONS)
-    if "objective" not in config:
-        raise ConfigError("the configuration has no section objective; write objective: {name: smart, ...}")
-    _check_call("objective", config["objective"], "objective")
-    for section, schema in (("data", _data_keys()), ("optim", _keys(Optim)), ("train", _keys(Train))):
-        _known(section, config.get(section) or {}, schema)
-    if config.get("init"):
-        _known("init", config["init"], ("from", "part", "allow_partial"))
+def validate(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with whole floats as ints where ints are wanted, and the defaults of train and optim.
+
+    Every key and value is checked against what it calls. Raises ConfigError at a key that nothing reads, ValueError at
+    a value of the wrong kind and at settings that contradict each other.
+    """
+    _shape(config)
+    checked = {**config, "objective": _checked_call("objective", config["objective"], "objective")}
+    for section, known in (("data", _data_hints()), ("optim", hints(Optim)), ("train", hints(Train))):
+        checked[section] = _checked(section, config.get(section, {}), known)
+    checked["out"] = fit("out", config.get("out"), str | None)
+    checked, train, optim = start.resolve(checked)
+    deepspeed_engine.check(config.get("deepspeed"), optim, train)
+    if config.get("init") is not None:
+        checked["init"] = _checked("init", config["init"], _INIT)
+        start.check_init(checked["init"])
+    return checked
+
+
+def train_settings(config: Mapping[str, Any]) -> Train:
+    """The section train of a loaded configuration, with its defaults."""
+    return Train(**config.get("train", {}))
 
 
 def build(config: Mapping[str, Any]) -> Objective:
     """The objective of a loaded configuration, its parameters drawn from train.seed alone."""
-    seed = (config.get("train") or {}).get("seed", _default(Train, "seed"))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(train_settings(config).seed)
         return _build("objective", config["objective"], "objective")
 
 
@@ -103,14 +117,35 @@ def _is_call(key: str, value: Any) -> bool:
     return key in _TABLES and isinstance(value, Mapping) and "name" in value
 
 
-def _check_call(path: str, section: Any, table: str) -> None:
-    if not isinstance(section, Mapping):
+def _shape(config: Mapping[str, Any]) -> None:
+    """ConfigError unless the sections are known ones and those that hold settings are sections."""
+    _known("the configuration", config, SECTIONS)
+    if "objective" not in config:
+        raise ConfigError("the configuration has no section objective; write objective: {name: smart, ...}")
+    _check_call("objective", config["objective"])
+    for section in ("data", "optim", "train"):
+        _known(section, config.get(section, {}), None)
+
+
+def _check_call(path: str, section: Any) -> None:
+    if not isinstance(section, Mapping) or "name" not in section:
         raise ConfigError(f"{path} must be a section like {{name: ...}}, got {section!r}")
-    call = _resolve(path, section, table)
-    _known(path, {key: value for key, value in section.items() if key != "name"}, _keys(call))
-    for key, value in section.items():
-        if key in _TABLES and isinstance(value, Mapping):
-            _check_call(f"{path}.{key}", value, key)
+
+
+def _checked_call(path: str, section: Any, table: str) -> dict[str, Any]:
+    _check_call(path, section)
+    given = {key: value for key, value in section.items() if key != "name"}
+    return {"name": section["name"], **_checked(path, given, hints(_resolve(path, section, table)))}
+
+
+def _checked(path: str, section: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """The section, each value as its annotation in ``known`` has it."""
+    _known(path, section, known)
+    return {
+        key: _checked_call(f"{path}.{key}", value, key) if key in _TABLES and value is not None
+        else fit(f"{path}.{key}", value, known[key])
+        for key, value in section.items()
+    }  # fmt: skip
 
 
 def _resolve(path: str, section: Mapping[str, Any], table: str) -> Callable:
@@ -145,14 +180,17 @@ def _override(config: dict[str, Any], override: str) -> None:
         target = target[parent]
         if not isinstance(target, dict):
             raise ConfigError(f"{override!r}: {parent} is a value, not a section")
-    target[last] = _numbers(yaml.safe_load(text))
+    try:
+        target[last] = _numbers(yaml.safe_load(text))
+    except yaml.YAMLError:
+        raise ConfigError(f"{override!r}: the value is no valid YAML; lists are written [1, 2]") from None
 
 
 def _known(path: str, section: Any, accepted: Any) -> None:
     if not isinstance(section, Mapping):
         raise ConfigError(f"{path} must be a section of key: value lines, got {section!r}")
     for key in section:
-        if key not in accepted:
+        if accepted is not None and key not in accepted:
             where = f"{path}.{key}" if path != "the configuration" else str(key)
             raise ConfigError(f"unknown key {where}{_nearest(str(key), accepted)}")
 
@@ -164,16 +202,9 @@ def _nearest(given: str, accepted: Any) -> str:
     return f"{hint}. There are: {', '.join(names)}"
 
 
-def _keys(call: Callable) -> tuple[str, ...]:
-    return tuple(name for name in inspect.signature(call).parameters if name != "self")
-
-
-def _default(call: Callable, name: str) -> Any:
-    return inspect.signature(call).parameters[name].default
-
-
-def _data_keys() -> tuple[str, ...]:
-    return tuple(key for key in _keys(Stream) if key not in _GIVEN_BY_TRAINING)
+def _data_hints() -> dict[str, Any]:
+    known = {key: hint for key, hint in hints(Stream).items() if key not in _GIVEN_BY_TRAINING}
+    return {**known, "store": str | None}  # presets leave it to the command line
 
 
 def _numbers(value: Any) -> Any:
@@ -195,13 +226,13 @@ TINY: dict[str, dict[str, Any]] = {
 
 def _shrink(config: dict[str, Any]) -> None:
     """Apply TINY where the preset's constructor has that option, in place."""
-    objective = config.get("objective") or {}
+    objective = config["objective"] = _checked_call("objective", config["objective"], "objective")
     for key, value in copy.deepcopy(TINY["objective"]).items():
-        if key in _keys(_resolve("objective", objective, "objective")):
+        if key in hints(_resolve("objective", objective, "objective")):
             objective[key] = value
     backbone = objective.get("backbone") or {}
     if backbone:
-        accepted = _keys(_resolve("objective.backbone", backbone, "backbone"))
+        accepted = hints(_resolve("objective.backbone", backbone, "backbone"))
         for key, value in copy.deepcopy(TINY["backbone"]).items():
             if key in accepted:  # as many stages as the preset has
                 backbone[key] = value[: len(backbone.get(key, value))] if isinstance(value, list) else value

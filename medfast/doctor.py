@@ -66,7 +66,6 @@ PARTS = (
     Part("isal", ("isal",), "data prepare inflates .nii.gz about twice as fast", "pip install isal"),
     Part("triton", ("triton",), "torch.compile on NVIDIA GPUs", "pip install triton"),
     Part("ninja", ("ninja",), "building csrc in parallel", DEV),
-    Part("pybind11", ("pybind11",), "building csrc", DEV),
     Part("monai", ("monai",), "comparison with MONAI's Swin in the tests", DEV),
     Part("pytest", ("pytest",), "make test", DEV),
     Part("hypothesis", ("hypothesis",), "make test", DEV),

@@ -1,6 +1,7 @@
 import importlib.util
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +47,11 @@ def test_a_missing_package_is_named_with_what_it_would_add_and_how_to_get_it(hid
     hide(part.module.split(".")[0])
     line = line_with(doctor(), part.module)
     assert line.split()[0] == "missing" and part.adds in line and part.pip in line
+
+
+def test_a_part_said_to_build_the_operators_is_one_that_their_build_uses():
+    script = (Path(__file__).parents[1] / "csrc" / "build_csrc.py").read_text()
+    assert all(part.module in script for part in PARTS if "csrc" in part.adds)
 
 
 def test_without_anything_it_still_speaks(hide, monkeypatch):

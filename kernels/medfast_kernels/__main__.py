@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-
-from ._dispatch import BACKENDS, OPERATORS, choose, facts, why_not
+from ._dispatch import BACKENDS, OPERATORS, choose, devices, facts, why_not
 
 
 def main() -> None:
     for name, value in facts().items():
         print(f"{name:<16} {value}")
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    for device in map(torch.device, devices):
+    for device in devices():
         print(f"\non {device}")
         for operator in OPERATORS:
             chosen = choose(operator, device)

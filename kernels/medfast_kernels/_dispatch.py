@@ -2,29 +2,30 @@
 
 reference  plain PyTorch, every operator, every device
 cpp        csrc/, CPU tensors; the default there for the operators it has
-An operator with the reference alone has no choice to make and always runs it. Where there is a choice, a backend that
-is asked for by name (``backend``, MEDFAST_BACKEND) and cannot run is an error.
+A backend that is asked for by name (``backend``, MEDFAST_BACKEND) and cannot run, or has no kernel, is an error.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import torch
 
 from ._checks import NAMESPACE, one_of
 
 BACKENDS = ("reference", "cpp")
-CPP_OPERATORS = ("window_attention",)
-OPERATORS = (
-    "window_attention", "class_attention", "attention_mask", "random_ids", "random_keep", "random_uniform",
-    "random_normal",
-)  # fmt: skip
+CPP_OPERATORS = ("window_attention", "philox_words", "random_ids", "random_keep", "random_uniform", "random_normal")
+OPERATORS = (*CPP_OPERATORS, "class_attention", "attention_mask")
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 _LIBRARY = Path(__file__).with_name("_csrc.so")
 _OLDEST_TORCH = (2, 11)
+_REGISTERED = ("window_attention", "window_attention_backward", "philox_words", "instruction_set")
 
 
 def _load() -> str | None:
@@ -34,9 +35,12 @@ def _load() -> str | None:
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if version < _OLDEST_TORCH:
         return f"{_LIBRARY.name} needs torch {'.'.join(map(str, _OLDEST_TORCH))} or later, this is {torch.__version__}"
-    torch.ops.load_library(str(_LIBRARY))
-    if not hasattr(getattr(torch.ops, NAMESPACE), "instruction_set"):
-        return f"{_LIBRARY.name} was built for a package of another name than {NAMESPACE}: build it again here"
+    try:
+        torch.ops.load_library(str(_LIBRARY))
+    except OSError as error:
+        return f"{_LIBRARY.name} does not load: {error}"
+    if not all(hasattr(getattr(torch.ops, NAMESPACE), name) for name in _REGISTERED):
+        return f"{_LIBRARY.name} was built of other sources or for another name than {NAMESPACE}: build it again here"
     return None
 
 
@@ -63,16 +67,30 @@ def choose(operator: str, device: torch.device) -> str:
     one_of("MEDFAST_BACKEND" if _asked is None else "backend", asked, BACKENDS)
     reason = why_not(operator, asked, device)
     if reason is not None:
-        raise RuntimeError(f"{operator} was asked to run on backend {asked!r} and cannot: {reason}")
+        raise RuntimeError(
+            f"{operator} was asked to run on backend {asked!r} and cannot: {reason}; "
+            "with no backend asked for, each operator runs on the fastest it has"
+        )
     return asked
+
+
+def reference_only(definition: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """``definition`` as the public operator: no other backend has it, so one that is asked for by name is an error."""
+
+    @wraps(definition)
+    def operator(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        choose(definition.__name__, torch.device("cpu"))  # on whatever device
+        return definition(*args, **kwargs)
+
+    return operator
 
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Run the operators that have a choice on backend ``name``, "reference" or "cpp", in the whole process.
+    """Run the operators on backend ``name``, "reference" or "cpp", in the whole process.
 
     Raises ValueError for other names, and RuntimeError with the reason where the backend is not there, or, when an
-    operator is called, where it cannot run on those tensors.
+    operator is called, where it has no kernel there or cannot run on those tensors.
     """
     global _asked
     one_of("backend", name, BACKENDS)
@@ -83,6 +101,11 @@ def backend(name: str) -> Iterator[None]:
         yield
     finally:
         _asked = before
+
+
+def devices() -> list[torch.device]:
+    """One of each kind that is here."""
+    return [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
 
 
 def facts() -> dict[str, str]:

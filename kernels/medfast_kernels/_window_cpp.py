@@ -10,7 +10,7 @@ from torch import Tensor
 from ._checks import NAMESPACE
 from ._dispatch import WHY_NO_CPP
 from ._window import Problem, bias_rows
-from .key import Key
+from .key import address, signed
 
 _OPERATORS = getattr(torch.ops, NAMESPACE)
 
@@ -25,25 +25,13 @@ def attend(problem: Problem) -> Tensor:
     heads = qkv.shape[-2]
     scale = scale.to(dtype) if isinstance(scale, Tensor) else torch.full((heads,), scale, dtype=dtype)
     pad_value = None if pad_value is None else pad_value.to(dtype)
-    draw = None if problem.key is None else _draw(problem.key)
-    seed = 0 if problem.key is None else _signed(int(problem.key.seed))
+    draw = None if problem.key is None else address(problem.key, qkv.device)
+    seed = 0 if problem.key is None else signed(problem.key.seed)
     out, _ = _OPERATORS.window_attention(
         qkv, bias, scale, pad_value, problem.keep, draw, problem.window, problem.shift, problem.cosine,
         problem.pad == "bias", problem.dropout, seed,
     )  # fmt: skip
     return out.to(problem.qkv.dtype)
-
-
-def _draw(key: Key) -> Tensor:
-    """(b, 3) int64: sample, step and stream of each sample, the counter words 1 to 3."""
-    assert key.sample is not None  # check() has filled it in
-    words = [torch.as_tensor(word, dtype=torch.int64).expand_as(key.sample) for word in (key.step, key.stream)]
-    return torch.stack((key.sample, *words), dim=1)
-
-
-def _signed(seed: int) -> int:
-    """The 64 bits of a seed as the signed integer that an operator takes."""
-    return (seed + 2**63) % 2**64 - 2**63
 
 
 def _fake(qkv, bias, scale, pad_value, keep, draw, window, shift, cosine, live_pads, dropout, seed):

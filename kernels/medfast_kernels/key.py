@@ -54,7 +54,13 @@ class Key(NamedTuple):
     stream: int | Tensor = 0
 
     def at(self, role: int, view: int = 0, layer: int = 0) -> Key:
-        """This key for one role and layer. A view set before (``stack``) is kept; ``view`` is or-ed into it."""
+        """This key for one role, view and layer.
+
+        The bits of a view set before (by ``stack`` or another ``at``) stay and ``view`` is or-ed into them: 1 on top of
+        2 makes 3, which another draw may own. So give the view once, through ``stack`` or here.
+
+        Raises ValueError for a layer or view that does not fit its bits.
+        """
         if not 0 <= layer < 1 << 16 or not 0 <= view < 1 << 8:
             raise ValueError(f"layer must be in [0, 65536) and view in [0, 256), got layer={layer}, view={view}")
         kept = self.stream & 0x00FF0000
@@ -64,25 +70,39 @@ class Key(NamedTuple):
         """Key of ``views`` batches concatenated along the batch axis, view by view: sample repeats, view counts up."""
         if self.sample is None:
             raise ValueError("Key.stack needs key.sample, the global slot of each sample; it is None")
-        index = torch.arange(views, device=self.sample.device).repeat_interleave(len(self.sample))
+        index = torch.arange(views, device=self.sample.device).reshape(-1, 1).expand(-1, len(self.sample)).reshape(-1)
         return self._replace(sample=self.sample.repeat(views), stream=self.stream | index << 16)
+
+
+def address(key: Key, device: torch.device | None = None) -> Tensor:
+    """Counter words 1 to 3 of each sample, (b, 3) int64 in [0, 2**32), on ``device`` (that of key.sample if None).
+
+    An int is filled in on the device: copying it there would stop the host until the device has caught up.
+    """
+    if key.sample is None:
+        raise ValueError("this draw needs key.sample, a (b,) int64 tensor of global slots; it is None")
+    sample = key.sample.to(device=device, dtype=torch.int64).reshape(-1)
+
+    def word(value: int | Tensor) -> Tensor:
+        if isinstance(value, Tensor):
+            return value.to(device=sample.device, dtype=torch.int64).reshape(-1).expand(sample.shape)
+        return torch.full(sample.shape, value, dtype=torch.int64, device=sample.device)
+
+    return torch.stack((sample, word(key.step), word(key.stream)), dim=1) & _MASK32
+
+
+def signed(seed: int) -> int:
+    """The 64 bits of a seed as the signed integer that an operator takes."""
+    return (int(seed) + 2**63) % 2**64 - 2**63
 
 
 def philox_words(key: Key, count: int, *, device: torch.device | None = None) -> Tensor:
     """The first ``count`` 32-bit numbers of each sample's draw, (b, count) int64 in [0, 2**32)."""
-    if key.sample is None:
-        raise ValueError("this draw needs key.sample, a (b,) int64 tensor of global slots; it is None")
-    sample = key.sample.to(device=device, dtype=torch.int64).reshape(-1, 1)
+    words = address(key, device)
     blocks = -(-count // 4)
-    shape = (len(sample), blocks)
     seed = int(key.seed)
-
-    def word(value: int | Tensor) -> Tensor:
-        value = torch.as_tensor(value, dtype=torch.int64, device=sample.device)
-        return (value.reshape(-1, 1) & _MASK32).expand(shape)
-
-    block = torch.arange(blocks, dtype=torch.int64, device=sample.device).expand(shape)
-    counter = [block, word(sample), word(key.step), word(key.stream)]
+    block = torch.arange(blocks, dtype=torch.int64, device=words.device).expand(len(words), blocks)
+    counter = [block, *[words[:, i : i + 1].expand(block.shape) for i in range(3)]]
     key0, key1 = seed & _MASK32, seed >> 32 & _MASK32
     for _ in range(_ROUNDS):
         # int64 products wrap modulo 2**64, which keeps both halves of the unsigned product exact
@@ -95,4 +115,4 @@ def philox_words(key: Key, count: int, *, device: torch.device | None = None) ->
             product0 & _MASK32,
         ]
         key0, key1 = key0 + _WEYL[0] & _MASK32, key1 + _WEYL[1] & _MASK32
-    return torch.stack(counter, dim=-1).reshape(len(sample), 4 * blocks)[:, :count]
+    return torch.stack(counter, dim=-1).reshape(len(words), 4 * blocks)[:, :count]

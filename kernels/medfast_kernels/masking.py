@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ._checks import one_of, with_samples, within
 from .key import Key, philox_words
-from .random import random_ids
+from .reference.random import random_ids
 
 HINT_MODES = ("random", "top")
 ORDERS = ("high", "low")

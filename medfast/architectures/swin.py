@@ -17,7 +17,7 @@ import medfast_kernels as mk
 from medfast.types import Features, Key, Mask
 
 from .blocks import MERGE_ORDERS, MLP, PatchEmbedding, PatchMerging, add_branch, cells_to_tokens, init_weights
-from .semantic_attention import SemanticAttention
+from .semantic_attention import SA_TYPES, SemanticAttention
 
 
 class WindowAttention(nn.Module):
@@ -102,7 +102,9 @@ class Swin(nn.Module):
     drop_path: rate of the last block; it rises linearly from 0 at the first. merge: order of the neighbours in patch
     merging, a name in ``blocks.MERGE_ORDERS``. clip, bias_index: as in ``mk.window_attention``.
     semantic_attention: after the merge of which stage (1 is the first) a [CLS] token reads the tokens, or None;
-    sa_heads: its heads. taps: "monai" or "smit" puts the maps that a U-Net reads into ``Features.extra["taps"]``.
+    sa_heads: its heads. sa_type: "class", [CLS] alone attends (SMART eq. 1, the author's code), or "vit", patch tokens
+    attend and are updated on the way to [CLS] too; the stages that come back are the Swin's own either way.
+    taps: "monai" or "smit" puts the maps that a U-Net reads into ``Features.extra["taps"]``.
 
     ``embed`` is also the width of ``fill``. Raises ValueError for settings that do not fit each other.
     """
@@ -123,11 +125,12 @@ class Swin(nn.Module):
         bias_index: str = "geometric",
         semantic_attention: int | None = None,
         sa_heads: int = 12,
+        sa_type: str = "class",
         taps: str | None = None,
     ):
         super().__init__()
         widths = [embed * 2**i for i in range(len(depths))]
-        _check_settings(widths, depths, heads, drop_path, merge, bias_index, semantic_attention, taps)
+        _check_settings(widths, depths, heads, drop_path, merge, bias_index, semantic_attention, sa_type, taps)
         self.in_channels, self.embed, self.patch = in_channels, embed, patch
         self.channels = tuple(2 * width for width in widths)
         self.strides = tuple(patch * 2 ** (i + 1) for i in range(len(depths)))
@@ -154,7 +157,7 @@ class Swin(nn.Module):
         self.tap_norms = nn.ModuleList(nn.LayerNorm(width) for width in widths) if taps == "smit" else None
         self.semantic = None
         if semantic_attention is not None:
-            self.semantic = SemanticAttention(self.channels[semantic_attention - 1], sa_heads, mlp_ratio)
+            self.semantic = SemanticAttention(self.channels[semantic_attention - 1], sa_heads, mlp_ratio, kind=sa_type)
         self.apply(init_weights)
 
     def forward(
@@ -235,7 +238,7 @@ def _hide(x: Tensor, mask: Mask, fill: Tensor | None) -> Tensor:
 
 def _check_settings(
     widths: Sequence[int], depths: Sequence[int], heads: Sequence[int], drop_path: float, merge: str, bias_index: str,
-    semantic_attention: int | None, taps: str | None,
+    semantic_attention: int | None, sa_type: str, taps: str | None,
 ) -> None:  # fmt: skip
     if not depths or len(depths) != len(heads):
         raise ValueError(f"depths and heads need one entry per stage, got depths={depths} and heads={heads}")
@@ -245,7 +248,7 @@ def _check_settings(
     if not 0.0 <= drop_path < 1.0:
         raise ValueError(f"drop_path is the last block's probability of being dropped, in [0, 1), got {drop_path}")
     choices = {"merge": (merge, (*MERGE_ORDERS,)), "bias_index": (bias_index, ("geometric", "sliced")),
-               "taps": (taps, (None, "monai", "smit")),
+               "sa_type": (sa_type, (*SA_TYPES,)), "taps": (taps, (None, "monai", "smit")),
                "semantic_attention": (semantic_attention, (None, *range(1, len(depths) + 1)))}  # fmt: skip
     for name, (value, accepted) in choices.items():
         if value not in accepted or isinstance(value, bool):  # True would pass for stage 1

@@ -17,9 +17,22 @@ from pathlib import Path
 from typing import Any
 
 from medfast.data.nifti import Bad
-from medfast.data.store import FORMAT, VERSION, DataError, append, read_lines, recipe_hash, sync_folder, write_durably
+from medfast.data.store import (
+    FORMAT,
+    NEEDED,
+    VERSION,
+    DataError,
+    append,
+    read_lines,
+    read_recipe,
+    recipe_hash,
+    sync_folder,
+    write_durably,
+)
 
 __all__ = ["Ledger", "Made", "volume_id"]
+
+_PASSING = ("unreadable", "duplicate")  # verdicts that hold for one run, as they do not depend on the file alone
 
 
 @dataclass(frozen=True)
@@ -91,7 +104,7 @@ class Ledger:
             about["recipe_hash"] = recipe_hash(self.recipe)
             self._replace(described, json.dumps(about, indent=1).encode() + b"\n")
             return
-        old = json.loads(described.read_text())["recipe"]
+        old = read_recipe(self.path)
         different = [name for name in sorted({*old, *self.recipe}) if old.get(name) != self.recipe.get(name)]
         if different:
             name = different[0]
@@ -101,27 +114,31 @@ class Ledger:
             )
 
     def _tidy(self) -> None:
-        """Forget lines whose volume is gone or cut, remove volumes that have no line, and verdicts on changed files."""
+        """Forget damaged lines and those whose volume is gone or cut, remove volumes that have no line, and verdicts
+        that may no longer hold: on changed files, and on copies, whose twin may be gone.
+        """
         volumes = self.path / "volumes"
         sizes = {item.name: item.stat().st_size for item in volumes.iterdir()}
-        lines = read_lines(self.path / "index.jsonl")
-        for record in lines:
+        for record in read_lines(self.path / "index.jsonl", *NEEDED, "voxels", mend=True):
             if sizes.get(f"{record['id']}.npy") == record["bytes"]:
                 self.index[record["id"]] = record
                 self._voxels[record["voxels"]] = record["id"]
-        if len(self.index) < len(lines):
-            self._rewrite(self.path / "index.jsonl", list(self.index.values()))
+        self._rewrite(self.path / "index.jsonl", list(self.index.values()))
         for name in sizes:
             if name.removesuffix(".npy") not in self.index:
                 (volumes / name).unlink()
-        self._sources = {row["path"]: row for row in read_lines(self.private / "sources.jsonl")}
-        rows = read_lines(self.private / "quarantine.jsonl")
-        self._refused = {row["path"]: row for row in rows if row["kind"] != "unreadable" and _unchanged(row)}
-        if len(self._refused) < len(rows):
-            self._rewrite(self.private / "quarantine.jsonl", list(self._refused.values()))
+        stamped = ("path", "size", "changed")
+        sources = read_lines(self.private / "sources.jsonl", *stamped, "id", mend=True)
+        self._sources = {row["path"]: row for row in sources}
+        rows = read_lines(self.private / "quarantine.jsonl", *stamped, "kind", "message", mend=True)
+        self._refused = {row["path"]: row for row in rows if row["kind"] not in _PASSING and _unchanged(row)}
+        self._rewrite(self.private / "quarantine.jsonl", list(self._refused.values()))
 
     def _rewrite(self, file: Path, rows: list[dict[str, Any]]) -> None:
-        self._replace(file, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+        """Make a file hold these rows and nothing else."""
+        content = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+        if file.exists() and file.read_bytes() != content:
+            self._replace(file, content)
 
     def _replace(self, file: Path, content: bytes) -> None:
         write_durably(self.temporary / file.name, content)
@@ -145,21 +162,27 @@ class Ledger:
             return self._refuse(file, result.kind, str(result))
         twin = self._claimed.get(result.id)
         if twin is not None:
-            return self._refuse(file, "duplicate", f"the same bytes as {twin}", result.temporary)
+            return self._refuse(file, "duplicate", f"the same image as {twin}", result.temporary)
         if result.record is not None and result.temporary is not None and result.id not in self.index:
-            if kept := self._voxels.get(result.record["voxels"]):
-                where = self._claimed.get(kept, f"volume {kept}")
-                return self._refuse(file, "duplicate", f"the same voxels as {where}", result.temporary)
+            kept = self._voxels.get(result.record["voxels"])
+            if kept in self._claimed:
+                return self._refuse(file, "duplicate", f"the same voxels as {self._claimed[kept]}", result.temporary)
+            if kept is not None:  # the file that it was made of is gone; this one stands for it
+                result.temporary.unlink()
+                return self._claim(file, kept)
             os.replace(result.temporary, self.path / "volumes" / f"{result.id}.npy")
             sync_folder(self.path / "volumes")
             append(self.path / "index.jsonl", result.record)
             self.index[result.id] = result.record
             self._voxels[result.record["voxels"]] = result.id
-        self._claimed[result.id] = file
-        row = {"path": str(file), "id": result.id, **_stamp(file)}
+        return self._claim(file, result.id)
+
+    def _claim(self, file: Path, volume: str) -> str:
+        self._claimed[volume] = file
+        row = {"path": str(file), "id": volume, **_stamp(file)}
         if self._sources.get(str(file)) != row:
             append(self.private / "sources.jsonl", row)
-        return result.id
+        return volume
 
     def _refuse(self, file: Path, kind: str, message: str, temporary: Path | None = None) -> dict[str, Any]:
         if temporary is not None:

@@ -10,6 +10,7 @@ RAS+ with its axes reversed, so that w is the fastest axis as in the file.
 from __future__ import annotations
 
 import hashlib
+import io
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ except ImportError:
 
 __all__ = ["Bad", "Image", "parse", "read"]
 
+CHUNK = 1 << 16  # bytes; what follows the end of a gzip member is copied, so a member must not be handed all the rest
 MAX_CONFLICT = 0.01  # share of a voxel by which qform, sform and pixdim may differ
 MAX_SHEAR = 0.01  # cosine between two axes that should be orthogonal
 MAX_ANGLE = 5.0  # degrees off the body's axes before an image is noted as oblique
@@ -69,10 +71,8 @@ def parse(data: bytes) -> Image:
     notes: list[str] = []
     shape, dtype = _shape(header), _dtype(header)
     affine = _affine(header, notes)
-    offset = int(header["vox_offset"])
+    offset = _offset(header)
     needed = offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    if offset < header.sizeof_hdr:
-        raise Bad("not-nifti", f"voxels would start at byte {offset}, inside the header")
     if len(data) < needed:
         raise Bad("short-file", f"the header promises {needed} bytes, the file has {len(data)}")
     stored = np.frombuffer(data, dtype, int(np.prod(shape, dtype=np.int64)), offset).reshape(shape, order="F")
@@ -86,19 +86,21 @@ def inflate(data: bytes) -> bytes:
         raise Bad("not-nifti", "the file is empty")
     if data[:2] != b"\x1f\x8b":
         return data
-    members = []
-    while data[:2] == b"\x1f\x8b":
+    plain, place = io.BytesIO(), 0
+    while data[place : place + 2] == b"\x1f\x8b":
         stream = inflater.decompressobj(16 + zlib.MAX_WBITS)
-        try:
-            members.append(stream.decompress(data))
-        except inflater.error as error:
-            raise Bad("gzip-crc", f"the compressed data are damaged ({error})") from None
-        if not stream.eof:
-            raise Bad("gzip-truncated", "the compressed data end before their end mark; the file is incomplete")
-        data = stream.unused_data
-    if data.strip(b"\0"):
-        raise Bad("gzip-crc", f"{len(data)} bytes that are no gzip follow the compressed data")
-    return b"".join(members)
+        while not stream.eof:
+            chunk = data[place : place + CHUNK]
+            if not chunk:
+                raise Bad("gzip-truncated", "the compressed data end before their end mark; the file is incomplete")
+            try:
+                plain.write(stream.decompress(chunk))
+            except inflater.error as error:
+                raise Bad("gzip-crc", f"the compressed data are damaged ({error})") from None
+            place += len(chunk) - len(stream.unused_data)
+    if data[place:].strip(b"\0"):
+        raise Bad("gzip-crc", f"{len(data) - place} bytes that are no gzip follow the compressed data")
+    return plain.getvalue()
 
 
 def _header(data: bytes) -> nib.Nifti1Header:
@@ -114,6 +116,14 @@ def _header(data: bytes) -> nib.Nifti1Header:
                 return kind(data[:size], endianness=endianness, check=False)
     looks = "text" if data[:64].isascii() and b"\0" not in data[:64] else "another format"
     raise Bad("not-nifti", f"no NIfTI header: {len(data)} bytes that look like {looks}")
+
+
+def _offset(header: nib.Nifti1Header) -> int:
+    """Where the voxels start, in bytes; a float in NIfTI-1."""
+    offset = float(header["vox_offset"])
+    if not np.isfinite(offset) or offset < header.sizeof_hdr:
+        raise Bad("not-nifti", f"voxels would start at byte {offset:g}, which is not behind the header")
+    return int(offset)
 
 
 def _shape(header: nib.Nifti1Header) -> tuple[int, int, int]:

@@ -27,7 +27,7 @@ from medfast.data.progress import Progress
 from medfast.data.resample import AIR, EXECUTORS, KERNELS, TOP, new_affine
 from medfast.data.store import DataError, write_durably
 
-__all__ = ["Summary", "prepare"]
+__all__ = ["Summary", "default_jobs", "prepare"]
 
 QUANTILES = (0.5, 5, 25, 50, 75, 95, 99.5)
 
@@ -65,25 +65,27 @@ def prepare(
     """Bring every .nii and .nii.gz under ``input`` (a folder or one file) into ``store``, int16 HU at ``spacing`` mm.
 
     max_bad: share of bad files above which DataError is raised, after all good ones are stored; 1 takes what is usable.
-    No usable volume is always a DataError. jobs: threads, one per core if None. Raises ValueError for bad arguments and
-    where the store was made with another recipe.
+    No usable volume is always a DataError. jobs: threads, ``default_jobs()`` if None. Raises ValueError for bad
+    arguments and where the store was made with another recipe.
     """
     started = time.monotonic()
     if not 0 <= max_bad <= 1:
         raise ValueError(f"max_bad is {max_bad}; it is a share, from 0 (no bad file) to 1 (take whatever is usable)")
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs is {jobs}; it is a number of threads, at least 1")
     recipe, files = _recipe(spacing, kernel, executor), _find(Path(input))
     summary = Summary()
     with Ledger(Path(store), recipe) as ledger, Progress(len(files), progress) as shown, _one_thread_each():
-        for file, result in _results(files, ledger, jobs or len(os.sched_getaffinity(0))):
-            made = isinstance(result, Made) and result.record is not None
+        before = len(ledger.index)
+        for file, result in _results(files, ledger, jobs or default_jobs()):
             verdict = ledger.commit(file, result)
             if isinstance(verdict, str):
                 summary.good.append(verdict)
-                summary.new += made
                 shown.step()
             else:
                 summary.bad.append(verdict)
                 shown.step(f"{verdict['kind']}: {file}: {verdict['message']}")
+        summary.new = len(ledger.index) - before
         summary.seconds = time.monotonic() - started
         shown.say(f"{store}: {summary}")
     if not summary.good:
@@ -94,6 +96,11 @@ def prepare(
             "ones are stored. Repair or remove the others, or allow more with --max-bad (1 takes whatever is usable)."
         )
     return summary
+
+
+def default_jobs() -> int:
+    """Cores that this process may run on; where the system does not say, all there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _reasons(summary: Summary) -> str:

@@ -24,11 +24,13 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["DataError", "Store", "append", "digest", "read_lines", "recipe_hash", "sync_folder", "verify",
-           "write_durably"]  # fmt: skip
+__all__ = ["DataError", "Store", "append", "digest", "read_lines", "read_recipe", "recipe_hash", "sync_folder",
+           "verify", "write_durably"]  # fmt: skip
 
 FORMAT = "medfast store"
 VERSION = 1
+NEEDED = ("id", "shape", "hash", "bytes", "body")  # of an index line, to read its volume
+AGAIN = "Run 'medfast data prepare' on the same input and store again: it makes what is missing anew"
 
 
 class DataError(Exception):
@@ -44,15 +46,11 @@ class Store:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        described = self.path / "STORE.json"
-        if not described.is_file():
+        if not (self.path / "STORE.json").is_file():
             raise DataError(f"{self.path} is no store: it has no STORE.json. 'medfast data prepare' makes one.")
-        about = json.loads(described.read_text())
-        if about.get("format") != FORMAT or about.get("version") != VERSION:
-            raise DataError(f"{described} says {about.get('format')!r} version {about.get('version')!r}; "
-                            f"this medfast reads {FORMAT!r} version {VERSION}. Prepare the volumes again.")  # fmt: skip
-        self.recipe: dict[str, Any] = about["recipe"]
-        self.records = sorted(read_lines(self.path / "index.jsonl"), key=lambda record: record["id"])
+        self.recipe = read_recipe(self.path)
+        rows = read_lines(self.path / "index.jsonl", *NEEDED)
+        self.records = sorted(rows, key=lambda record: record["id"])
         self._checked: set[int] = set()
 
     def __len__(self) -> int:
@@ -65,7 +63,7 @@ class Store:
         """Read-only int16 memory map (d, h, w) in HU. Its hash is checked on first touch; a mismatch is a DataError."""
         if index not in self._checked:
             if problem := self.problem(index):
-                raise DataError(f"{problem}. Delete {self.file(index)} and run 'medfast data prepare' again.")
+                raise DataError(f"{problem}. Delete {self.file(index)} if it is there. {AGAIN}.")
             self._checked.add(index)
         file = self.file(index)
         return np.load(file, mmap_mode="r", allow_pickle=False)
@@ -89,7 +87,9 @@ def verify(store: Store) -> int:
     """Hash every volume again. Returns how many there are; raises DataError naming all that changed."""
     problems = [problem for index in range(len(store)) if (problem := store.problem(index))]
     if problems:
-        raise DataError(f"{len(problems)} of {len(store)} volumes are damaged:\n  " + "\n  ".join(problems))
+        found = "\n  ".join(problems)
+        raise DataError(f"{len(problems)} of {len(store)} volumes are damaged:\n  {found}\n"
+                        f"Delete their files, {store.path / 'volumes'}/<id>.npy. {AGAIN}.")  # fmt: skip
     return len(store)
 
 
@@ -102,15 +102,41 @@ def recipe_hash(recipe: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
 
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file; [] if there is none. A last line without its newline was never finished."""
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The recipe in a store's STORE.json, which must be there; DataError where it is damaged or of another version."""
+    described = path / "STORE.json"
+    about = _object(described.read_bytes(), "format", "version")
+    if about is not None and (about["format"], about["version"]) != (FORMAT, VERSION):
+        raise DataError(f"{described} says {about['format']!r} version {about['version']!r}; "
+                        f"this medfast reads {FORMAT!r} version {VERSION}. Prepare the volumes again.")  # fmt: skip
+    if about is None or not isinstance(about.get("recipe"), dict):
+        raise DataError(f"{described} is damaged, so nobody knows how the volumes were made. "
+                        f"Delete {path} and run 'medfast data prepare' again.")  # fmt: skip
+    return about["recipe"]
+
+
+def read_lines(file: Path, *needed: str, mend: bool = False) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file; [] if there is none. A last line without its newline was never finished.
+
+    A line that is no JSON object with all keys ``needed`` is a DataError; with mend, it is left out.
+    """
     if not file.exists():
         return []
     *lines, _torn = file.read_bytes().split(b"\n")
+    rows = [_object(line, *needed) for line in lines]
+    broken = [number for number, line in enumerate(lines) if line and rows[number] is None]
+    if broken and not mend:
+        raise DataError(f"line {broken[0] + 1} of {file} is damaged. {AGAIN}.")
+    return [row for row in rows if row is not None]
+
+
+def _object(text: bytes, *needed: str) -> dict[str, Any] | None:
+    """A JSON object that has these keys, or None."""
     try:
-        return [json.loads(line) for line in lines if line]
-    except json.JSONDecodeError as error:
-        raise DataError(f"{file} has a line that is no JSON ({error}); restore it or prepare again") from None
+        found = json.loads(text)
+    except ValueError:  # no JSON, or no UTF-8
+        return None
+    return found if isinstance(found, dict) and set(needed) <= set(found) else None
 
 
 def append(file: Path, row: Mapping[str, Any]) -> None:

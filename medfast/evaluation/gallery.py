@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medfast.objectives.held_out import crops
+from medfast.objectives.held_out import AT_ONCE, crops
 from medfast.types import Batch, Objective
 
 from . import page, pictures
@@ -25,16 +25,15 @@ Shown = dict[str, Tensor]  # of one crop and view: "view", "other", "mask" ... e
 
 def gallery(objective: Objective, stream, count: int = 3) -> str:
     """HTML of ``count`` held-out crops; "" where the objective draws no pictures or the crops are no volumes."""
-    draw = getattr(objective, "picture", None)
-    if draw is None:
-        return ""
     objective.eval()
     device = next(objective.parameters()).device
     drawn = []
     for number, (batch, row) in enumerate(_choose(stream, count)):
         if batch.views[0].dim() != 5:
             return ""
-        shown = draw(batch.to(device))
+        shown = objective.picture(batch.to(device))
+        if not shown:
+            return ""
         drawn.append(_crop(number + 1, _one(batch, shown, row), _caption(stream, batch, row)))
     return "".join(drawn)
 
@@ -42,7 +41,7 @@ def gallery(objective: Objective, stream, count: int = 3) -> str:
 def _choose(stream, count: int) -> Iterator[tuple[Batch, int]]:
     """The richest crops, one per volume while there are enough: chosen by the truth, never by the result."""
     found = []
-    for batch in crops(stream, CANDIDATES, 2):
+    for batch in crops(stream, CANDIDATES, AT_ONCE):
         volumes = batch.params.get("volume", torch.zeros(len(batch.views[0]), dtype=torch.int64))
         for row, volume in enumerate(volumes.tolist()):
             found.append((pictures.richness(batch.views[0][row]), volume, batch, row))

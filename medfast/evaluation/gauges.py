@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,9 @@ from torch import Tensor
 from medfast.objectives.gauges import collapse_gauges
 from medfast.types import Batch, Objective
 
-__all__ = ["Gauge", "gauges_of", "shuffled"]
+__all__ = ["Gauge", "gauges_of", "recentre", "shuffled", "uniform_losses"]
+
+_SETTLE = 1000  # updates of the centres: at a momentum of .99, 4e-5 of where they started is left
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Gauge:
 def shuffled(objective: Objective, seed: int = 0) -> Objective:
     """A copy in which each weight tensor, the teacher's too, has its own numbers in random order.
 
-    It keeps the scale of every layer and nothing of what was learned, so it stands for a random model at any time.
+    It keeps the scale of every layer and nothing of what was learned, so it stands for a random model at any time, once
+    its centres are its own (``recentre``).
     """
     twin = copy.deepcopy(objective)
     generator = torch.Generator().manual_seed(seed)
@@ -43,15 +45,28 @@ def shuffled(objective: Objective, seed: int = 0) -> Objective:
     return twin
 
 
-def gauges_of(objective: Objective, batches: Sequence[Batch]) -> dict[str, Gauge]:
-    """The collapse gauges of ``objective`` on the tokens of all ``batches``, with their references.
+@torch.no_grad()
+def recentre(objective: Objective, batch: Batch, t: float) -> None:
+    """Move the centres of the teacher's logits to where they settle if ``batch`` is all there is."""
+    objective.eval()
+    sums = objective(batch, torch.tensor(t, dtype=torch.float64, device=batch.views[0].device)).sums
+    for _ in range(_SETTLE):
+        objective.absorb(sums)
 
-    {} where the objective has no ``tokens``.
+
+def gauges_of(objective: Objective, batch: Batch, t: float) -> dict[str, Gauge]:
+    """The collapse gauges of ``objective`` on ``batch`` at time t of the run, with their references.
+
+    {} where the objective offers no tokens.
     """
-    tokens = _tokens(objective, batches)
+    objective.eval()
+    tokens = objective.tokens(batch, t)
     values = collapse_gauges(tokens)
-    random = collapse_gauges(_tokens(shuffled(objective), batches))
-    ceilings = _ceilings(tokens)
+    if not values:
+        return {}
+    twin = shuffled(objective)
+    recentre(twin, batch, t)
+    random, ceilings = collapse_gauges(twin.tokens(batch, t)), _ceilings(tokens)
     return {
         name: Gauge(
             value=float(value),
@@ -63,18 +78,21 @@ def gauges_of(objective: Objective, batches: Sequence[Batch]) -> dict[str, Gauge
     }
 
 
+def uniform_losses(objective: Objective) -> dict[str, float]:
+    """What each distillation term costs while the student holds all K prototypes equally likely: weight x ln K.
+
+    {} where the objective centres no prototypes.
+    """
+    centres, weights = getattr(objective, "centres", None), getattr(objective, "weights", {})
+    if centres is None:
+        return {}
+    return {name: weights[name] * math.log(len(centre)) for name, centre in centres.named_buffers()}
+
+
 def _ceilings(tokens: dict[str, Tensor]) -> dict[str, float]:
     ceilings = {f"rank_{part}": float(min(x.shape)) for part, x in tokens.items()}
     if "prototypes" in tokens:
-        ceilings |= dict.fromkeys(
-            ("entropy_used", "entropy_each", "information"), math.log(tokens["prototypes"].shape[1])
-        )
+        rows, prototypes = tokens["prototypes"].shape
+        ceilings |= dict.fromkeys(("entropy_used", "entropy_each"), math.log(prototypes))
+        ceilings["information"] = math.log(min(rows, prototypes))  # rows cannot tell more than which of them it is
     return ceilings
-
-
-def _tokens(objective: Objective, batches: Sequence[Batch]) -> dict[str, Tensor]:
-    tokens = getattr(objective, "tokens", None)
-    if tokens is None:
-        return {}
-    found = [tokens(batch) for batch in batches]
-    return {name: torch.cat([part[name] for part in found]) for name in found[0]}

@@ -1,6 +1,7 @@
 """Is what the model fills in better than what anybody could fill in without learning? Masked L1 against predictors.
 
-Held-out crops, clean targets, and masks that depend on nothing but the crop's number, so runs can be compared.
+Held-out crops without intensity changes, and masks that depend on nothing but the crop's number, so runs on one store
+can be compared.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from medfast.objectives.held_out import AT_ONCE, with_masks
 from medfast.objectives.held_out import crops as held_out
-from medfast.objectives.held_out import with_masks
 from medfast.types import Batch, Objective
 
 from . import baselines
@@ -21,7 +22,6 @@ __all__ = ["GATE", "Score", "measure", "score"]
 
 GATE = 0.75  # share of the median predictor's L1 that a model has to reach before "it learned" may be said
 SIGMAS = (1.0, 2.0, 4.0, 8.0)  # voxels
-_MICRO = 2  # crops at a time, so that a full-size preset fits where it trained
 
 Picture = dict[str, tuple[Tensor, ...]]
 
@@ -73,19 +73,16 @@ def measure(objective: Objective, stream, crops: int = 16) -> tuple[Score, ...]:
 
     Crops in which nothing is hidden, or nothing is left to interpolate from, are left out.
     """
-    draw = getattr(objective, "picture", None)
-    if draw is None:
-        return ()
     objective.eval()
     device = next(objective.parameters()).device
     tallies = {"fixed": _Tally(), "own": _Tally()}
-    for batch in held_out(stream, crops, _MICRO):
+    for batch in held_out(stream, crops, AT_ONCE):
         batch = batch.to(device)
         masked = with_masks(objective, batch)
         if "mask" not in masked.targets:
             return ()
         for kind, shown in (("fixed", masked), ("own", batch)):
-            picture = draw(shown)
+            picture = objective.picture(shown)
             if "reconstruction" not in picture:
                 return ()
             tallies[kind].add(shown, picture)

@@ -10,19 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from medfast import __version__
-from medfast.objectives.held_out import crops
+from medfast.objectives.held_out import AT_ONCE, crops, with_masks
 from medfast.types import Objective
 
 from . import page, sections
 from .gallery import gallery
-from .gauges import gauges_of
+from .gauges import Gauge, gauges_of, uniform_losses
 from .reconstruction import GATE, Score, measure
 from .runlog import Row, read_environment, read_metrics, series
 
 __all__ = ["public", "report"]
 
 CROPS = 16  # held-out crops that are measured
-GAUGED = 8  # of them those whose tokens the collapse gauges see
 _PRIVATE = {"store", "out", "from"}  # settings that name places
 _KNOWN_FACTS = ("system", "machine", "cores", "threads", "ranks", "gpus", "cuda", "versions")  # of env.json
 
@@ -37,17 +36,17 @@ def report(run_dir: str | Path, objective: Objective, stream, config: Mapping[st
     rows, environment = read_metrics(run), read_environment(run)
     window = (config.get("data") or {}).get("window")
     scores = measure(objective, stream, CROPS)
-    device = next(objective.parameters()).device
-    gauges = gauges_of(objective, [batch.to(device) for batch in crops(stream, GAUGED, 2)])
     name = str((config.get("objective") or {}).get("name", type(objective).__name__))
     body = [_header(name, rows, objective, stream, scores)]
-    if note := getattr(stream, "note", None):
-        body.append(f'<p class="look"><b>Mind.</b> {escape(note)}</p>')
+    if stream.note:
+        body.append(f'<p class="look"><b>Mind.</b> {escape(stream.note)}</p>')
     if pictures := gallery(objective, stream):
         body.append(page.section("What it sees and what it fills in", _pictures_text(window), pictures))
     if scores:
         body.append(sections.comparison(scores, window))
-    body += [sections.losses(rows), sections.collapse(rows, gauges), sections.schedules(rows)]
+    body.append(sections.losses(rows, uniform_losses(objective)))
+    body.append(sections.collapse(rows, _gauges(objective, stream, config["train"], rows[-1]["step"])))
+    body.append(sections.schedules(rows))
     body.append(_origin(objective, stream, environment, config))
     folder = run / "report"
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,6 +54,13 @@ def report(run_dir: str | Path, objective: Objective, stream, config: Mapping[st
         _write(folder / "reconstruction.json", json.dumps([score.to_json() for score in scores], indent=1))
     _write(folder / "index.html", page.page(f"{name}: report of a run", body))
     return folder / "index.html"
+
+
+def _gauges(objective: Objective, stream, train: Mapping[str, Any], step: int) -> dict[str, Gauge]:
+    """Collapse gauges at ``step`` on the crops and masks on which training logs them: the first of its validation."""
+    count = min(AT_ONCE, train.get("validate_crops") or AT_ONCE)
+    batch = with_masks(objective, next(crops(stream, count, AT_ONCE)))
+    return gauges_of(objective, batch.to(next(objective.parameters()).device), step / train["steps"])
 
 
 def _write(file: Path, text: str) -> None:
@@ -66,25 +72,28 @@ def _write(file: Path, text: str) -> None:
 
 def _header(name: str, rows: Sequence[Row], objective: Objective, stream, scores: Sequence[Score]) -> str:
     total, held = len(stream.store), len(stream.volumes)
-    trained = max(total - held, 1)
     entries = [(f"{rows[-1]['step'] + (rows[0]['step'] == 0):,}", "optimizer steps", "")]
-    entries.append((f"{trained:,} + {held:,}", "volumes trained on + held out", ""))
+    if stream.note:
+        entries.append((f"{total}", "volume, trained on and measured on", "bad"))
+    else:
+        entries.append((f"{total - held:,} + {held:,}", "volumes trained on + held out", ""))
     entries.append((f"{sum(p.numel() for p in objective.parameters()) / 1e6:.2f} M", "trained parameters", ""))
     if seconds := _seconds(rows):
         entries.append((_duration(seconds), "time in training steps", ""))
     fixed = [score for score in scores if score.mask == "fixed"]
     for score in fixed:
         tone = "good" if score.passes else "bad"
-        entries.append((f"{score.median_ratio:.0%}", f"of the median predictor's error on hidden voxels of held-out "
-                        f"crops (goal: {GATE:.0%} or less)", tone))  # fmt: skip
+        entries.append((f"{score.median_ratio:.0%}", "of the median predictor's error on hidden voxels of "
+                        f"{'' if stream.note else 'held-out '}crops (goal: {GATE:.0%} or less)", tone))  # fmt: skip
         best = score.best("nearest", "smoothed")[1]
         entries.append((f"{score.l1['model'] / max(best, 1e-12):.0%}", "of the best interpolation's error "
                         "(goal: below 100%)", "good" if score.l1["model"] < best else "bad"))  # fmt: skip
     verdict = "".join(_verdict(score) for score in fixed)
+    where = "the volume it was trained on, as there is no other" if stream.note else "volumes it was not trained on"
     lead = (
         "A 3D transformer was shown crops of CT volumes with most of each crop hidden, and learned to fill in the rest "
         f"and to agree with a slowly moving copy of itself, its teacher. The objective is {escape(name.upper())}. "
-        f"This page shows what came of it on volumes it was not trained on."
+        f"This page shows what came of it on {where}."
     )
     return f'<h1>What this run learned</h1><p class="lead">{lead}</p>{page.tiles(entries)}{verdict}'
 

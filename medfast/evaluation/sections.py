@@ -25,8 +25,9 @@ TERMS = {
 GAUGES = {
     "rank_student": "Effective rank of the student's patch tokens: how many directions it uses.",
     "rank_teacher": "Effective rank of the teacher's patch tokens.",
-    "entropy_used": "Entropy of the average prototype distribution: are all prototypes in use?",
-    "entropy_each": "Average entropy of a patch's own distribution: is the teacher sure of one prototype?",
+    "entropy_used": "Entropy of the average prototype distribution: are all prototypes in use? Largest: ln K.",
+    "entropy_each": "Average entropy of a patch's own distribution: is the teacher sure of one prototype? At ln K, the "
+    "largest possible value, it says nothing yet.",
     "information": "Their difference: what a patch's prototype tells about the patch, in nats.",
     "mask_ratio": "Share of cells hidden from the student.",
 }
@@ -44,30 +45,33 @@ KEYS = (
 )
 
 
-def losses(rows: Sequence[Row]) -> str:
-    """Loss curves, total first, then per term."""
+def losses(rows: Sequence[Row], uniform: Mapping[str, float]) -> str:
+    """Loss curves, total first, then per term. uniform: what a term costs that answers "all prototypes alike"."""
+    named = f" ({', '.join(name.upper() for name in uniform)})" if uniform else ""
     look = (
-        "The fill-in term should fall and keep falling slowly. Distillation terms chase a teacher that moves, so they "
-        "dip, climb and settle; whether they say anything is told by the collapse gauges below. Held-out dots that "
-        "rise while the moving mean falls would be memorised volumes."
+        f"The fill-in term should fall and keep falling slowly. A distillation term{named} at its dashed line, weight "
+        "times ln K for K prototypes, answers “all alike” and says nothing yet. Once it has left the line it chases a "
+        "teacher that moves, so it dips, climbs and settles; whether it says anything is told by the collapse gauges "
+        "below. Held-out dots that rise while the moving mean falls would be memorised volumes."
     )
     charts = [_curve(rows, "total", "Sum of all weighted terms: what is trained.", ("total",), ("validation", "total"))]
     for name in names(rows, "loss"):
+        levels = [Level("uniform, weight × ln K: says nothing yet", uniform[name])] if name in uniform else []
         text = TERMS.get(name, "Weighted loss term.")
-        charts.append(_curve(rows, name, text, ("loss", name), ("validation", name), ("validation", "loss", name)))
+        charts.append(_curve(rows, name, text, ("loss", name), ("validation", name), levels))
     return page.section("Losses", look, KEYS, f'<div class="charts">{"".join(charts)}</div>')
 
 
-def _curve(rows: Sequence[Row], title: str, text: str, path: tuple[str, ...], *validation: tuple[str, ...]) -> str:
+def _curve(rows: Sequence[Row], title: str, text: str, path: tuple[str, ...], held: tuple[str, ...], levels=()) -> str:
     steps, values = series(rows, *path)
     if not steps:
         return ""
     lines = [
         Line("each step", steps, values, "raw"),
         Line("mean", steps, moving_mean(values, max(1, len(steps) // 25))),
+        Line("held out", *series(rows, *held), "dots"),
     ]
-    lines += [Line("held out", *series(rows, *held), "dots") for held in validation]
-    return page.figure(title, escape(text), chart(title, lines))
+    return page.figure(title, escape(text), chart(title, lines, levels))
 
 
 def schedules(rows: Sequence[Row]) -> str:
@@ -132,7 +136,9 @@ def collapse(rows: Sequence[Row], measured: Mapping[str, Gauge]) -> str:
         "A collapsed model gives the same answer to everything, in one of two ways: one prototype for all (entropy "
         "near 0) or all prototypes a little (both entropies at the largest value). Either way a patch's prototype says "
         "nothing about it: information is near 0, and the effective rank falls towards 1. A healthy run keeps away "
-        "from the red lines. Random is the same network with its weights shuffled: training should leave it behind."
+        "from the red lines. Random is the same network with its weights shuffled and its centres found anew: training "
+        "should leave it behind. All lines are measured on the crops and masks of the gauges that validation logged, "
+        "because rank and entropy depend on how many tokens are looked at; gauges without lines were not measured here."
     )
     logged = [_gauge_chart(rows, name, measured) for name in names(rows, "gauge")]
     table = ""
@@ -150,14 +156,9 @@ def _gauge_chart(rows: Sequence[Row], name: str, measured: Mapping[str, Gauge]) 
     steps, values = series(rows, "gauge", name)
     text = GAUGES.get(name, "")
     if name.startswith("entropy_") and name not in GAUGES:
-        text, reference = (
-            f"Entropy of the teacher's average distribution, term {name[8:]}.",
-            measured.get("entropy_used"),
-        )
-    else:
-        reference = measured.get(name)
+        text = f"Entropy of the teacher's average distribution on training batches, term {name[8:]}."
     levels = []
-    if reference is not None:
+    if (reference := measured.get(name)) is not None:
         levels = [Level("collapsed", reference.collapsed, "bad"), Level("random", reference.random, "random")]
         if name.startswith("entropy"):
             levels.append(Level("largest possible", reference.ceiling))

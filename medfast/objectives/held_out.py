@@ -1,4 +1,8 @@
-"""Fixed crops under fixed masks: what validation and the report judge a model by, the same for every run."""
+"""Fixed crops under fixed masks: what validation and the report judge a model by.
+
+They are the same for every run on the same store whose data section cuts held-out volumes alike (size, window, parent,
+zoom, foreground, holdout): neither the run's seed nor its batch matters, and no intensity change touches the target.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,11 @@ import torch
 import medfast_kernels as mk
 from medfast.types import Batch, Key, Objective
 
-__all__ = ["HIDDEN", "crops", "with_masks"]
+__all__ = ["AT_ONCE", "HIDDEN", "HOLDOUT_BATCH", "HOLDOUT_SEED", "crops", "with_masks"]
 
+# What a held-out stream is opened with in place of train.seed and train.batch, on which its crops would depend.
+HOLDOUT_SEED, HOLDOUT_BATCH = 0x686F6C64, 8
+AT_ONCE = 2  # crops of a forward: the same on any number of ranks; collapse gauges see the first so many crops
 HIDDEN = 0.7  # share of cells, whatever the objective's own masks hide, so that runs can be compared
 _KEY = 0x76616C6964  # of the masks; no run's seed changes them
 

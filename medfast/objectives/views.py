@@ -33,7 +33,11 @@ def stack_valid(batch: Batch) -> Tensor | None:
 
 
 def given_mask(batch: Batch, cells: tuple[int, ...]) -> Mask | None:
-    """The fixed masks of ``batch.targets["mask"]`` (one (b, *cells) bool per view), or None where there are none."""
+    """The fixed masks of ``batch.targets["mask"]`` (one (b, *cells) bool per view), or None where there are none.
+
+    The mask has no ids: counts may differ between samples, and how many cells are hidden only the device knows, so
+    asking would wait for it. Logits are then made for all tokens, which validation and reports can afford.
+    """
     if "mask" not in batch.targets:
         return None
     where = torch.cat(batch.targets["mask"])

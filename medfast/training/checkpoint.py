@@ -4,6 +4,7 @@
     ckpt/latest                                                       name of the newest folder
 
 A folder is written under another name, synced, marked COMPLETE and renamed, so it is there as a whole or not at all.
+Where the step has a folder already, that one is step_00000020.aside until the new one is in its place.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +27,8 @@ __all__ = ["describe", "latest", "load", "read_into", "restore", "save"]
 
 PARTS = ("student", "teacher", "optimizer", "state")
 _META, _SUMS, _DONE = "meta.json", "checksums.json", "COMPLETE"
+_NAMES = ("step_{:08d}", ".step_{:08d}.unfinished", "step_{:08d}.aside")
+_FOLDER = re.compile(r"step_\d+(\.aside)?")
 
 
 def describe(objective: Objective) -> dict[str, dict[str, Tensor]]:
@@ -34,15 +38,34 @@ def describe(objective: Objective) -> dict[str, dict[str, Tensor]]:
     return {"student": student, "teacher": objective.teacher.state() if objective.teacher else {}, "state": state}
 
 
-def save(run: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any], keep: int) -> Path:
+def save(
+    run: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any], keep: int,
+    say: Callable[[str], None] = print,
+) -> Path:  # fmt: skip
     """Write the checkpoint after ``step`` optimizer steps and drop all but the newest ``keep``; returns its folder."""
-    from safetensors.torch import save_file
-
     root = Path(run) / "ckpt"
-    folder, unfinished = root / f"step_{step:08d}", root / f".step_{step:08d}.unfinished"
+    folder, unfinished, aside = (root / name.format(step) for name in _NAMES)
     root.mkdir(parents=True, exist_ok=True)
     for old in root.glob(".*.unfinished"):
         shutil.rmtree(old)
+    _write(unfinished, step, parts, meta)
+    if folder.exists():  # an earlier run's, or damaged; at no moment is there none of the two
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    unfinished.rename(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+    _sync(root)
+    _point(root, folder.name)
+    _prune(root, step, keep, say)
+    return folder
+
+
+def _write(
+    unfinished: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any]
+) -> None:  # fmt: skip
+    """A whole checkpoint under a name that nobody reads yet, on the disk when this returns."""
+    from safetensors.torch import save_file
+
     unfinished.mkdir()
     for part in PARTS:
         # clone: safetensors refuses tensors that share memory, and ZeRO's parameters are views of one buffer
@@ -56,19 +79,37 @@ def save(run: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], meta: 
     (unfinished / _DONE).touch()
     _sync(unfinished / _DONE)
     _sync(unfinished)
-    if folder.exists():  # an earlier run's, or damaged; ours is complete
-        shutil.rmtree(folder)
-    unfinished.rename(folder)
-    _sync(root)
-    _point(root, folder.name)
-    for old in sorted(root.glob("step_*"))[:-keep]:
+
+
+def _prune(root: Path, step: int, keep: int, say: Callable[[str], None]) -> None:
+    """Drop what is no use to a run that has just saved ``step``, then all whole ones but the newest ``keep``."""
+    whole = []
+    for old in _folders(root):
+        if _step(old) > step:  # the run was resumed from before it, so it could not be read
+            say(f"checkpoint {old.name} is deleted: it is of a later step than {step}, which the run has just reached")
+            shutil.rmtree(old)
+        elif not (old / _DONE).exists():
+            say(f"checkpoint {old.name} is deleted: it has no {_DONE}")
+            shutil.rmtree(old)
+        else:
+            whole.append(old)
+    for old in whole[keep:]:
         shutil.rmtree(old)
-    return folder
+
+
+def _folders(root: Path) -> list[Path]:
+    """Checkpoint folders, newest first, one set aside after its successor."""
+    found = [path for path in root.glob("step_*") if _FOLDER.fullmatch(path.name)]
+    return sorted(found, key=lambda path: (_step(path), not path.suffix), reverse=True)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.stem.removeprefix("step_"))
 
 
 def latest(run: Path | str, say: Callable[[str], None] = print) -> Path | None:
     """The newest whole checkpoint of a run folder, or None; says which newer ones it passes over, and why."""
-    for folder in sorted((Path(run) / "ckpt").glob("step_*"), reverse=True):
+    for folder in _folders(Path(run) / "ckpt"):
         fault = _fault(folder)
         if fault is None:
             return folder

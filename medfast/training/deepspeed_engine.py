@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import logging
 import os
 import warnings
@@ -24,12 +25,26 @@ PROVEN = (0, 1)
 _OURS = {  # keys of DeepSpeed's own that would do what our sections do, and where to say it
     "optimizer": "optim", "scheduler": "optim", "gradient_clipping": "optim.clip", "train_batch_size": "train.batch",
     "train_micro_batch_size_per_gpu": "train.micro", "gradient_accumulation_steps": "train.micro",
+    "managed_gradient_accumulation": "train.micro",
 }  # fmt: skip
+# Top-level keys that DeepSpeed 0.19 reads (runtime/config.py) and that are not ours; it ignores all others.
+_THEIRS = frozenset({
+    "activation_checkpointing", "aio", "autotuning", "bf16", "checkpoint", "comet", "comms_logger",
+    "communication_data_type", "compile", "csv_monitor", "data_efficiency", "data_types", "dataloader_drop_last",
+    "datastates_ckpt", "disable_allgather", "disable_python_gc", "dump_state", "expert_parallel", "flops_profiler",
+    "fp16", "gradient_allreduce_op", "gradient_predivide_factor", "hybrid_engine", "log_level", "memory_breakdown",
+    "pipeline", "prescale_gradients", "seq_parallel_communication_data_type", "steps_per_print", "tensor_parallel",
+    "tensorboard", "timers", "torch_autocast", "use_data_before_expert_parallelism", "wall_clock_breakdown",
+    "wandb", "weight_quantization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer",
+    "zero_optimization",
+})  # fmt: skip
+_SECTIONS = ("bf16", "fp16", "torch_autocast", "zero_optimization")  # those read below
 
 
 def check(section: Mapping[str, Any] | None, optim: Optim, train: Train) -> int:
     """ZeRO's stage of a deepspeed section; ValueError with the reason for what cannot be run."""
-    section = section or {}
+    section = {} if section is None else section
+    _known(section)
     for key, ours in _OURS.items():
         if key in section:
             raise ValueError(f"deepspeed.{key}: leave it out, {ours} decides that for every strategy")
@@ -42,7 +57,7 @@ def check(section: Mapping[str, Any] | None, optim: Optim, train: Train) -> int:
     if "torch_autocast" in section and bool(section["torch_autocast"].get("enabled")) != (train.precision == "bf16"):
         raise ValueError(f"deepspeed.torch_autocast and train.precision={train.precision} contradict each other")
     stage = (section.get("zero_optimization") or {}).get("stage", 0)
-    if stage not in PROVEN:
+    if isinstance(stage, bool) or stage not in PROVEN:
         raise ValueError(
             f"deepspeed.zero_optimization.stage={stage}: stages 0 and 1 are shown to train and resume exactly; 2 and 3 "
             "are not yet, because their gradients and weights are sharded where clipping and the teacher read them"
@@ -53,6 +68,20 @@ def check(section: Mapping[str, Any] | None, optim: Optim, train: Train) -> int:
             "ranks: use deepspeed.zero_optimization.stage=0, or kind: global"
         )
     return stage
+
+
+def _known(section: Mapping[str, Any]) -> None:
+    """ValueError for a key that DeepSpeed would silently ignore, and for a value where it has a section."""
+    if not isinstance(section, Mapping):
+        raise ValueError(f"deepspeed must be a section of key: value lines, as in DeepSpeed's JSON, got {section!r}")
+    for key in section:
+        if key not in _THEIRS and key not in _OURS:
+            close = difflib.get_close_matches(str(key), sorted(_THEIRS), n=1, cutoff=0.5)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise ValueError(f"unknown key deepspeed.{key}{hint}. There are: {', '.join(sorted(_THEIRS))}")
+    for key in _SECTIONS:
+        if not isinstance(section.get(key, {}), Mapping):
+            raise ValueError(f"deepspeed.{key} must be a section of key: value lines, got {section[key]!r}")
 
 
 def _engine(objective: Objective, optimizer: torch.optim.Optimizer, config: dict[str, Any], world: World) -> Any:

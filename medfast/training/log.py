@@ -57,11 +57,9 @@ class Log:
         self._steps, self._batch = steps, batch
         if self.quiet:
             return
-        from torch.utils.tensorboard import SummaryWriter
-
         _cut(self._run / "metrics.jsonl", start)
         self._rows = self._kept((self._run / "metrics.jsonl").open("a", buffering=1))
-        self._board = self._kept(SummaryWriter(str(self._run / "tb"), purge_step=start))
+        self._board = self._kept(_Board(self._run / "tb", start))
 
     def _kept(self, file: Any) -> Any:
         self._files.append(file)
@@ -78,9 +76,7 @@ class Log:
         if self.quiet:
             return
         self._rows.write(json.dumps(row, allow_nan=False) + "\n")
-        for name, value in _flat(row):
-            if name != "step":
-                self._board.add_scalar(name, value, row["step"])
+        self._board.write(row["step"], {name: value for name, value in _flat(row) if name != "step"})
         step_s = row["time"]["step_s"]
         self._pace = step_s if self._pace is None else 0.9 * self._pace + 0.1 * step_s
         self._show(row)
@@ -112,6 +108,35 @@ class Log:
     def close(self) -> None:
         for file in self._files:
             file.close()
+
+
+class _Board:
+    """Scalars for TensorBoard, in a file of its format. Its own writer would put the host's name into the file's."""
+
+    def __init__(self, folder: Path, start: int):
+        """start: TensorBoard forgets what older files say of this step and those after it."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        folder.mkdir(exist_ok=True)
+        now = time.time()
+        self._records = RecordWriter((folder / f"events.out.tfevents.{now:017.6f}.{start}").open("wb"))
+        begun = SessionLog(status=SessionLog.START)
+        for event in (Event(file_version="brain.Event:2"), Event(step=start, session_log=begun)):
+            event.wall_time = now
+            self._records.write(event.SerializeToString())
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+        event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
+        self._records.write(event.SerializeToString())
+        self._records.flush()
+
+    def close(self) -> None:
+        self._records.close()
 
 
 def _flat(row: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:

@@ -48,7 +48,8 @@ def pretrain(objective: Objective, config: Mapping[str, Any], stream, holdout) -
 
     objective: freshly built, on the CPU. stream, holdout: ``medfast.data.loader.Stream`` of the two splits. Raises
     ValueError for settings that cannot run, ``Diverged`` at a loss that is not finite, SystemExit(75) when SIGTERM or
-    SIGUSR1 came and a checkpoint was saved.
+    SIGUSR1 came and a checkpoint was saved. Under torchrun these reach the log only: it exits with 1, whatever the exit
+    code of the rank that failed, so a script that tells 75 from 2, 3 and 4 must read the "exitcode" that torchrun logs.
     """
     resolved, train, optim = start.resolve(config)
     section = resolved.get("deepspeed")
@@ -98,6 +99,8 @@ def _restore(job: Job, init: Mapping[str, Any] | None) -> tuple[int, Mapping[str
         start.check_same(meta["settings"], job.facts, train.resume_changed, job.log.say)
         checkpoint.restore(objective, parts)
         first, moments = meta["step"], parts["optimizer"]
+        if init:
+            job.log.say(f"init is not read: the run folder holds {newest.name}, and the run goes on from there")
     else:
         if init:
             start.initialise(objective, init, job.log.say)
@@ -142,11 +145,24 @@ def _schedule(first: int, train: Train, here: World) -> Iterator[tuple[int, list
 
 def _on(batches: Iterator[Batch], train: Train, here: World) -> Iterator[Batch]:
     """Batches on the rank's device, in the run's precision."""
+    cuda = here.device.type == "cuda"
+    dtype = torch.float64 if train.precision == "fp64" else None
     for batch in batches:
-        moved = batch.to(here.device, torch.float64 if train.precision == "fp64" else None)
-        if train.compile:  # a step that is a number of Python's would be compiled in
+        moved = (_pinned(batch) if cuda else batch).to(here.device, dtype)
+        # a number of Python's would be copied to the device by every draw, and compiled in as a constant
+        if cuda or train.compile:
             moved = replace(moved, key=moved.key._replace(step=torch.tensor(moved.key.step, device=here.device)))
         yield moved
+
+
+def _pinned(batch: Batch) -> Batch:
+    """The batch with its large tensors in page-locked memory, from which a copy to the device does not wait."""
+    return replace(
+        batch,
+        views=tuple(x.pin_memory() for x in batch.views),
+        valid=tuple(None if x is None else x.pin_memory() for x in batch.valid),
+        targets={name: tuple(x.pin_memory() for x in per_view) for name, per_view in batch.targets.items()},
+    )
 
 
 def _save(job: Job, strategy: Strategy, done: int) -> None:
@@ -160,7 +176,7 @@ def _save(job: Job, strategy: Strategy, done: int) -> None:
             "settings_hash": hashlib.sha256(json.dumps(job.facts, sort_keys=True).encode()).hexdigest(),
             "versions": versions(),
         }
-        checkpoint.save(job.folder, done, parts, meta, job.train.keep_last)
+        checkpoint.save(job.folder, done, parts, meta, job.train.keep_last, job.log.say)
     job.here.barrier()
 
 
@@ -196,7 +212,7 @@ def _digest(objective: Objective) -> str:
     digest = hashlib.sha256()
     for part in checkpoint.describe(objective).values():
         for tensor in part.values():
-            digest.update(memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()))
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -13,11 +13,16 @@ RESUMES = ("auto", "never", "must")
 CLIPS = ("global", "per_parameter")
 
 
+def _above_zero(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+
+
 @dataclass(frozen=True)
 class Optim:
     """AdamW and its schedules, all of t = step / steps.
 
-    lr: peak rate. min_lr: rate at the end of the cosine. warmup: share of steps in which the rate rises from 0 to lr.
+    lr: peak rate. min_lr: rate at the end of the cosine. warmup: share of steps in which the rate rises from 0 to lr,
+    as in the papers: step 0 has rate 0 and moves no parameter, as AdamW's decay is multiplied by the rate as well.
     weight_decay: [start, end] of a cosine; biases and other one-dimensional parameters have none. betas: of AdamW.
     clip: {kind: global | per_parameter, max: L2 norm} of the reduced gradients, or None. frozen: {pattern of parameter
     names, as in a shell: share of steps in which they stand still}. Raises ValueError.
@@ -39,8 +44,10 @@ class Optim:
         for name in ("weight_decay", "betas"):
             if not isinstance(getattr(self, name), (list, tuple)) or len(getattr(self, name)) != 2:
                 raise ValueError(f"optim.{name} is a list of two numbers, got {getattr(self, name)!r}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optim.betas are two numbers in [0, 1), got {list(self.betas)}")
         if self.clip is not None and (
-            set(self.clip) != {"kind", "max"} or self.clip["kind"] not in CLIPS or not float(str(self.clip["max"])) > 0
+            set(self.clip) != {"kind", "max"} or self.clip["kind"] not in CLIPS or not _above_zero(self.clip["max"])
         ):
             raise ValueError(f"optim.clip is {{kind: {' | '.join(CLIPS)}, max: a norm above 0}}, got {dict(self.clip)}")
         for pattern, share in (self.frozen or {}).items():

@@ -16,12 +16,13 @@ from medfast.training import checkpoint
 from medfast.training.settings import Optim, Train
 from medfast.types import Objective
 
-__all__ = ["check_same", "fingerprint", "initialise", "resolve"]
+__all__ = ["check_init", "check_same", "fingerprint", "initialise", "resolve"]
 
 _ENOUGH = 0.95  # share of the wanted numbers that must be found in other weights
 _FREE = {  # keys that change no result, or only its rounding: where and how fast a run goes
     "train.strategy", "train.micro", "train.compile", "train.validate_every", "train.validate_crops",
     "train.checkpoint_every", "train.keep_last", "train.resume", "train.resume_changed", "data.store", "data.workers",
+    "deepspeed.zero_optimization.stage",
 }  # fmt: skip
 
 
@@ -34,7 +35,7 @@ def resolve(config: Mapping[str, Any]) -> tuple[dict[str, Any], Train, Optim]:
 def fingerprint(resolved: Mapping[str, Any], volumes: list[str]) -> dict[str, Any]:
     """The settings that decide a run's results, "section.key" -> value; the store by its volumes, not its path."""
     flat = {}
-    for section in ("objective", "data", "optim", "train"):
+    for section in ("objective", "data", "optim", "train", "deepspeed"):
         flat |= _flatten(section, resolved.get(section) or {})
     kept = {name: value for name, value in flat.items() if name not in _FREE}
     kept["data.store (its volumes)"] = hashlib.sha256(json.dumps(sorted(volumes)).encode()).hexdigest()[:16]
@@ -64,6 +65,16 @@ def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], changed: bool, 
     say(f"resuming although settings changed: {told}")
 
 
+def check_init(init: Mapping[str, Any]) -> None:
+    """ValueError where ``init`` names no weights to take, or no part that there is."""
+    if not init.get("from"):
+        raise ValueError(
+            "init.from is missing: give a run folder, a checkpoint or a .safetensors file, or init=null"
+        )
+    if init.get("part") not in ("student", "teacher", None):
+        raise ValueError(f"init.part is student or teacher, got {init['part']!r}")
+
+
 @torch.no_grad()
 def initialise(objective: Objective, init: Mapping[str, Any], say: Callable[[str], None]) -> None:
     """Fill the student from other weights (continued pretraining); the teacher becomes its copy afterwards.
@@ -71,9 +82,8 @@ def initialise(objective: Objective, init: Mapping[str, Any], say: Callable[[str
     init: {from: a checkpoint folder, a run folder or a .safetensors file, part: student (default) | teacher,
     allow_partial: false}. Says what matched; ValueError when less than 95 % of the numbers did.
     """
+    check_init(init)
     part = init.get("part") or "student"
-    if part not in ("student", "teacher"):
-        raise ValueError(f"init.part is student or teacher, got {part!r}")
     given = _weights(Path(init["from"]), part)
     own = checkpoint.describe(objective)
     wanted = {**own["student"], **own["state"]}

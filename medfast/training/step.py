@@ -43,15 +43,21 @@ class _Tally:
             )  # fmt: skip
 
     def reduced(self, here: World, accumulate: int, stop: bool) -> tuple[dict[str, dict[str, float]], bool]:
-        """Means over micro-batches and ranks, and whether any rank wants to stop. One all-reduce, one sync."""
+        """Means over micro-batches and ranks, and whether any rank wants to stop; ``sums`` become those of all ranks.
+
+        One all-reduce in fp64 and one wait for the device; the norm, known after the update only, is the other wait.
+        """
         flag = torch.tensor(float(stop), dtype=torch.float64, device=here.device)
-        *means, wish = here.total(torch.stack([*self.values.values(), flag])).tolist()
+        scalars = torch.stack([*self.values.values(), flag])
+        pieces = [x for pair in self.sums.values() for x in pair]
+        whole = here.total(torch.cat([scalars, *(x.flatten().double() for x in pieces)]))
+        scalars, *flat = whole.split([len(scalars), *(x.numel() for x in pieces)])
+        pieces = [new.view(x.shape).to(x.dtype) for new, x in zip(flat, pieces, strict=True)]
+        self.sums = dict(zip(self.sums, zip(pieces[::2], pieces[1::2], strict=True), strict=True))
+        *means, wish = scalars.tolist()
         found: dict[str, dict[str, float]] = {"loss": {}, "gauge": {}}
         for (kind, name), value in zip(self.values, means, strict=True):
             found[kind][name] = value / (here.size * accumulate)
-        for sum_, count in self.sums.values():
-            here.total(sum_)
-            here.total(count)
         return found, wish > 0
 
 

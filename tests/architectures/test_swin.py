@@ -76,6 +76,23 @@ def test_semantic_attention_reads_the_stage_it_is_told(stage):
     assert torch.equal(features.summary, cls) and torch.equal(features.attention, attention)
 
 
+def test_sa_type_and_sa_heads_reach_the_module_and_leave_the_stages_alone():
+    torch.manual_seed(0)
+    nets = [Swin(**{**TINY, **s}, semantic_attention=1) for s in ({}, {"sa_type": "vit"}, {"sa_heads": 8})]
+    assert len({count(net) for net in nets}) == 1
+    with torch.no_grad():
+        for block in nets[0].semantic.blocks:
+            block.gamma1.fill_(0.5)
+    for net in nets[1:]:
+        net.load_state_dict(nets[0].state_dict())
+    volume = torch.randn(1, 1, 16, 16, 16)
+    seen = [net(volume) for net in nets]
+    for other in seen[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other.stages, seen[0].stages, strict=True))
+        assert not torch.allclose(other.summary, seen[0].summary)
+        assert other.attention.shape == seen[0].attention.shape
+
+
 def monai_name(name):
     """Our parameter name -> MONAI's."""
     parts = name.split(".")
@@ -234,10 +251,10 @@ def test_attention_of_dropped_samples_is_not_computed():
 
 
 @pytest.mark.parametrize("taps", [None, "monai", "smit"])
-@pytest.mark.parametrize("semantic_attention", [None, 1])
-def test_gradients_reach_every_parameter_and_the_fill(taps, semantic_attention):
+@pytest.mark.parametrize("semantic_attention, sa_type", [(None, "class"), (1, "class"), (1, "vit")])
+def test_gradients_reach_every_parameter_and_the_fill(taps, semantic_attention, sa_type):
     torch.manual_seed(0)
-    swin = Swin(**TINY, taps=taps, semantic_attention=semantic_attention).double()
+    swin = Swin(**TINY, taps=taps, semantic_attention=semantic_attention, sa_type=sa_type).double()
     for parameter in swin.parameters():  # a [CLS] of zeros is a query of zeros: at first its weights get no gradient
         torch.nn.init.normal_(parameter, std=0.3)
     fill = torch.randn(8, dtype=torch.float64, requires_grad=True)
@@ -264,9 +281,12 @@ def test_initialisation_is_seeded_and_forward_draws_from_the_key_alone():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_compiles_into_one_graph():
+@pytest.mark.parametrize("sa_type", ["class", "vit"])
+def test_compiles_into_one_graph(sa_type):
     torch.manual_seed(0)
-    swin = Swin(embed=8, depths=(2,), heads=(2,), window=2, semantic_attention=1, sa_heads=4, drop_path=0.5)
+    swin = Swin(
+        embed=8, depths=(2,), heads=(2,), window=2, semantic_attention=1, sa_heads=4, sa_type=sa_type, drop_path=0.5
+    )
     volume, fill = torch.randn(2, 1, 6, 8, 9), torch.randn(8, requires_grad=True)
     mask = Mask(torch.rand(2, 2, 2, 3) < 0.5)
     key = Key(1, torch.tensor(4), torch.tensor([3, 9]))
@@ -294,6 +314,7 @@ VOLUME = torch.zeros(2, 1, 8, 8, 8)
         ({"semantic_attention": 3}, "semantic_attention must be one of None, 1, 2, got 3"),
         ({"semantic_attention": True}, "got True"),
         ({"semantic_attention": 1, "sa_heads": 5}, "sa_heads must divide"),
+        ({"sa_type": "cait"}, "sa_type must be one of 'class', 'vit', got 'cait'"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, message):

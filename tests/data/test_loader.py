@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from medfast.__main__ import _open_holdout
 from medfast.data.loader import Stream, open_stream, split_volumes
 from medfast.data.store import FORMAT, VERSION, DataError, Store, append, digest
+from medfast.objectives.held_out import crops
 
 SHAPES = [(20, 33, 40), (36, 30, 28), (40, 40, 18), (33, 34, 35), (50, 20, 30)]
 WINDOW = (-21000.0, 29000.0)  # wide: every voxel of a small volume has a value of its own
@@ -240,15 +242,29 @@ def test_workers_leave_the_threads_of_the_consumer_alone(store):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("early", [True, False])
-def test_damage_is_an_error_that_names_the_volume(tmp_path, workers, early):
+@pytest.mark.parametrize(("early", "damage"), [(True, "cut"), (False, "cut"), (True, "bit"), (True, "gone")])
+def test_damage_is_an_error_that_names_the_volume(tmp_path, workers, early, damage):
+    """A bit that flips after the volume's first touch is for ``medfast data verify`` to find."""
     folder = write_store(tmp_path / "s", [(30, 30, 30)])
     path, s = folder / "volumes" / "v00.npy", stream(folder, workers=workers)
     if not early:
         s.batch(0, [0])
-    path.write_bytes(path.read_bytes()[:-1000])
+    data = bytearray(path.read_bytes())
+    data[-1000] ^= 1
+    path.write_bytes(data[:-1000] if damage == "cut" else data)
+    if damage == "gone":
+        path.unlink()
     with pytest.raises(DataError, match="v00"):
         list(s.run((step, [0]) for step in range(3)))
+
+
+def test_held_out_crops_are_the_same_for_every_run(store):
+    """Whatever its seed, batch and intensity changes: two runs are judged by the same voxels."""
+    data = {"store": str(store), "size": 24, "window": WINDOW, "workers": 0, "holdout": 0.4}
+    runs = [_open_holdout({"data": {**data, "intensity": intensity}, "train": {"seed": seed, "batch": batch}}, 2)
+            for intensity, seed, batch in ((None, 0, 4), (AUTHOR["intensity"], 9, 32))]  # fmt: skip
+    for one, other in zip(*(crops(run, 12, 2) for run in runs), strict=True):
+        assert equal(one, other) and "noise" not in one.params
 
 
 def test_an_empty_store_is_refused(tmp_path):

@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from medfast.data import nifti
 from medfast.data.nifti import Bad, parse, read
 
 RNG = np.random.default_rng(0)
@@ -89,6 +90,28 @@ def test_damaged_compression():
     assert refused(whole + b"more") == "gzip-crc"
 
 
+def test_many_members_are_inflated_in_bounded_pieces(monkeypatch):
+    """Handing each member all that is left costs the square of their number (BGZF has one per 64 KiB)."""
+    fed, real = [], nifti.inflater.decompressobj
+
+    class Watched:
+        def __init__(self, *arguments):
+            self.stream = real(*arguments)
+
+        def decompress(self, data):
+            fed.append(len(data))
+            return self.stream.decompress(data)
+
+        def __getattr__(self, name):
+            return getattr(self.stream, name)
+
+    monkeypatch.setattr(nifti.inflater, "decompressobj", Watched)
+    whole = packed(RNG.integers(-1000, 1000, (60, 60, 60)).astype(np.int16))
+    members = b"".join(gzip.compress(whole[i : i + 30_000]) for i in range(0, len(whole), 30_000))
+    assert nifti.inflate(members) == nifti.inflate(gzip.compress(whole)) == whole
+    assert max(fed) <= 1 << 16 < len(members)
+
+
 def test_no_nifti_at_all():
     assert refused(b"") == "not-nifti"
     assert refused(b"<html><body>404</body></html>" * 20) == "not-nifti"
@@ -96,6 +119,8 @@ def test_no_nifti_at_all():
     assert refused(packed()[:300]) == "not-nifti"
     assert refused(packed(magic=b"ni1")) == "not-nifti"
     assert refused(packed()[:-1]) == "short-file"
+    for offset in (np.nan, np.inf, -352.0, 0.0, 347.0):
+        assert refused(packed(vox_offset=offset)) == "not-nifti"
 
 
 def test_shapes_and_voxels_that_are_no_ct():

@@ -13,8 +13,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from medfast.data import nifti
 from medfast.data.ledger import Ledger
-from medfast.data.prepare import _recipe, prepare
+from medfast.data.prepare import _recipe, default_jobs, prepare
 from medfast.data.store import DataError, Store, read_lines, verify
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "ct"
@@ -125,12 +126,15 @@ def test_nothing_of_names_and_headers_leaves_private(tmp_path):
     assert secret in private and secret not in public and b"1970" not in public and str(folder).encode() not in public
 
 
-def test_a_second_run_reads_nothing(bad, tmp_path, capsys, monkeypatch):
+def test_a_second_run_reads_nothing_but_copies(bad, tmp_path, capsys, monkeypatch):
     folder, _ = bad
     first = prepare(folder, tmp_path / "store", max_bad=1, progress=False)
     (folder / "dangling.nii").unlink()
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "store").rglob("*.npy")}
-    monkeypatch.setattr("medfast.data.nifti.read", lambda file: pytest.fail(f"{file} was read"))
+    real = nifti.read
+    monkeypatch.setattr(
+        nifti, "read", lambda file: real(file) if "twin" in file.name else pytest.fail(f"{file} was read")
+    )  # whether a copy is one depends on its twin
     second = prepare(folder, tmp_path / "store", max_bad=1)
     assert second.good == first.good and second.new == 0 and len(second.bad) == len(first.bad) - 1
     assert "nothing to do" in capsys.readouterr().out
@@ -147,6 +151,22 @@ def test_moved_sources_are_known_and_repaired_ones_are_taken(tmp_path):
     second = prepare(folder, store, progress=False)
     assert second.new == 1 and second.bad == [] and set(first.good) < set(second.good)
     assert read_lines(store / "private" / "quarantine.jsonl") == []
+
+
+@pytest.mark.parametrize("descrip", [b"", b"same voxels, other header"])
+def test_a_copy_stands_for_its_twin_once_that_is_gone(tmp_path, descrip):
+    folder, store = tmp_path / "input", tmp_path / "store"
+    good(folder, "a.nii.gz")
+    good(folder, "b.nii.gz", descrip=descrip)
+    first = prepare(folder, store, progress=False)
+    assert [row["kind"] for row in first.bad] == ["duplicate"]
+    (folder / "a.nii.gz").unlink()
+    for _ in range(2):
+        again = prepare(folder, store, progress=False)
+        assert (again.good, again.new, again.bad) == (first.good, 0, [])
+    assert read_lines(store / "private" / "quarantine.jsonl") == [] and verify(Store(store)) == 1
+    good(folder, "a.nii.gz")
+    assert [row["kind"] for row in prepare(folder, store, progress=False).bad] == ["duplicate"]
 
 
 def test_recipes_do_not_mix_and_bad_arguments_teach(tmp_path):
@@ -218,6 +238,44 @@ def test_damage_is_repaired_by_the_next_run(tmp_path):
     (store / "volumes" / "orphan.npy").write_bytes(b"no line")
     assert prepare(folder, store, progress=False).new == 1
     assert verify(Store(store)) == 1 and not (store / "volumes" / "orphan.npy").exists()
+
+
+@pytest.mark.parametrize("way", ["cut", "bit", "line"])
+def test_what_the_message_says_repairs_the_store(tmp_path, way):
+    folder, store = tmp_path / "input", tmp_path / "store"
+    for number in range(2):
+        good(folder, f"{number}.nii.gz", seed=number)
+    prepare(folder, store, progress=False)
+    whole, file = (store / "index.jsonl").read_bytes(), Store(store).file(1)
+    if way == "line":
+        (store / "index.jsonl").write_bytes(whole.replace(b'"id"', b'"iq"', 1))
+    else:
+        data = bytearray(file.read_bytes())
+        data[-9] ^= 8
+        file.write_bytes(data if way == "bit" else data[:-50])
+    with pytest.raises(DataError, match="medfast data prepare") as caught:
+        verify(Store(store))
+    if "Delete" in str(caught.value):
+        file.unlink()
+    assert prepare(folder, store, progress=False).new == 1 and verify(Store(store)) == 2
+    assert sorted((store / "index.jsonl").read_bytes().splitlines()) == sorted(whole.splitlines())
+
+
+def test_a_damaged_description_stops_the_writer(tmp_path):
+    folder, store = tmp_path / "input", tmp_path / "store"
+    good(folder, "a.nii.gz")
+    prepare(folder, store, progress=False)
+    (store / "STORE.json").write_text("{")
+    with pytest.raises(DataError, match=r"STORE\.json is damaged"):
+        prepare(folder, store, progress=False)
+
+
+def test_jobs_are_the_cores_that_may_be_used(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7}, raising=False)
+    assert default_jobs() == 3
+    good(tmp_path / "input", "a.nii.gz")
+    with pytest.raises(ValueError, match="jobs is 0"):
+        prepare(tmp_path / "input", tmp_path / "store", jobs=0)
 
 
 def test_the_store_does_not_depend_on_jobs(bad, tmp_path):

@@ -17,7 +17,7 @@ def folder(tmp_path):
     for name in ("bb", "aa"):
         file = tmp_path / "volumes" / f"{name}.npy"
         np.save(file, np.arange(16**3, dtype=np.int16).reshape(16, 16, 16) + ord(name[0]))
-        row = {"id": name, "shape": [16] * 3, "hash": digest(file), "bytes": file.stat().st_size}
+        row = {"id": name, "shape": [16] * 3, "hash": digest(file), "bytes": file.stat().st_size, "body": [0] * 6}
         append(tmp_path / "index.jsonl", row)
     return tmp_path
 
@@ -41,7 +41,7 @@ def test_a_flipped_bit_is_found(folder):
     assert store.volume(0) is not None
     with pytest.raises(DataError, match="bb is not what was written"):
         store.volume(1)
-    with pytest.raises(DataError, match="1 of 2"):
+    with pytest.raises(DataError, match="(?s)1 of 2.*Delete.*volumes/<id>.npy.*medfast data prepare"):
         verify(store)
 
 
@@ -74,8 +74,23 @@ def test_a_torn_line_is_no_line_and_is_cut_off_by_the_next(tmp_path):
     append(file, {"a": 4})
     assert read_lines(file) == [{"a": 4}]
     file.write_bytes(b"{broken}\n")
-    with pytest.raises(DataError, match="no JSON"):
+    with pytest.raises(DataError, match="line 1 of .*rows.jsonl is damaged"):
         read_lines(file)
+
+
+@pytest.mark.parametrize("damage", [b"{", b"[]", b"\xff{}", b"{}", b'{"format": "medfast store", "version": 1}'])
+def test_a_damaged_description_names_the_file_and_the_way_out(folder, damage):
+    (folder / "STORE.json").write_bytes(damage)
+    with pytest.raises(DataError, match=r"STORE\.json is damaged.*Delete.*medfast data prepare"):
+        Store(folder)
+
+
+@pytest.mark.parametrize("damage", [b"{", b"[]", b"\xff{}", b'{"id": "cc"}'])
+def test_a_damaged_line_names_the_file_and_the_way_out(folder, damage):
+    with (folder / "index.jsonl").open("ab") as stream:
+        stream.write(damage + b"\n")
+    with pytest.raises(DataError, match=r"line 3 of .*index\.jsonl is damaged.*medfast data prepare"):
+        Store(folder)
 
 
 def test_write_reports_what_the_disk_holds(tmp_path, monkeypatch):

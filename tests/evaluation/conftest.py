@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from medfast.types import Batch, Objective
+from medfast.types import Batch, Objective, Output
 from medfast_kernels import Key
 
 SIZE, CELL = (32, 32, 32), 8
@@ -63,7 +63,10 @@ class Fills(Objective):
             "attention": tuple(m.float() for m in masks),
         }
 
-    def tokens(self, batch):
+    def forward(self, batch, t):
+        return Output({})
+
+    def tokens(self, batch, t=0.0):
         rows = torch.cat(batch.views).flatten(1)[:, :64:4] @ torch.ones(16, 2) * self.weight[0]
         return {"student": rows, "teacher": rows, "prototypes": rows.softmax(1)}
 

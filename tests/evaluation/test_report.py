@@ -1,4 +1,5 @@
 import base64
+import copy
 import html
 import json
 import re
@@ -7,9 +8,13 @@ import sys
 import pytest
 import torch
 
-from medfast.evaluation import report
+from medfast.evaluation import report, sections
+from medfast.evaluation.gauges import Gauge
 from medfast.evaluation.report import public
 from medfast.evaluation.runlog import read_metrics, series
+from medfast.training import Train
+from medfast.training.distributed import World
+from medfast.training.validate import validate
 from medfast.types import Objective
 
 SECRET = "smith_john_ct"
@@ -79,6 +84,48 @@ def test_the_page_shows_what_a_reader_asks_for(made):
     assert text.count('class="dots"') == 2
 
 
+def test_a_single_volume_is_not_called_held_out(tmp_path, stream, fills, config, made):
+    alone = copy.copy(stream)
+    alone.note = "the store has one volume"
+    text = report(write_run(tmp_path / "run", [row(0)]), fills(), alone, config).read_text()
+    assert "volumes it was not trained on" in made[1] and "volumes it was not trained on" not in text
+    assert "the volume it was trained on" in text and "the store has one volume" in text
+    assert "trained on + held out" in made[1] and "trained on + held out" not in text
+
+
+def test_references_are_drawn_only_where_they_were_measured():
+    measured = {"entropy_used": Gauge(1.0, 0.0, 2.0, 3.0)}
+    rows = [row(0, gauge={"entropy_used": 1.5}), row(1, gauge={"entropy_aitd": 1.5})]
+    used, other = sections.collapse(rows, measured).split("<strong>entropy_aitd")
+    assert used.count('class="level random"') == used.count('class="level bad"') == 1
+    assert 'class="level' not in other
+
+
+def test_references_are_measured_on_the_crops_masks_and_time_of_the_logged_gauges(tmp_path, stream, fills):
+    class Clocked(fills):
+        def tokens(self, batch, t=0.0):
+            hidden = torch.stack(batch.targets.get("mask", (torch.zeros(1, 64),))).float().flatten(2)
+            place = float((hidden * torch.arange(64)).mean()) / 10
+            return {**super().tokens(batch, t), "student": torch.tensor([1, 1 + t, place, len(batch.views[0])]).diag()}
+
+    objective, train = Clocked(), Train(steps=4, validate_crops=3)
+    _, logged = validate(objective, stream, train, 2 / 4, World(0, 1, torch.device("cpu")))
+    seen = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sections, "collapse", lambda rows, measured: seen.update(measured) or "")
+        run = write_run(tmp_path / "run", [row(0), row(2)])
+        report(run, objective, stream, {"train": {"steps": 4, "validate_crops": 3}})
+    assert {name: gauge.value for name, gauge in seen.items()} == pytest.approx(logged)
+
+
+def test_distillation_terms_show_where_they_say_nothing():
+    rows = [row(0), row(1)]
+    amip, gitd = sections.losses(rows, {"gitd": 0.1 * 6.24}).split("<strong>gitd")
+    assert "says nothing yet" in gitd and gitd.count('class="level') == 1 and "ln K" in gitd
+    assert 'class="level' not in amip
+    assert 'class="level' not in sections.losses(rows, {})
+
+
 def test_the_numbers_of_the_comparison_are_kept(made):
     path, text = made
     fixed, own = json.loads((path.parent / "reconstruction.json").read_text())
@@ -102,7 +149,7 @@ def test_a_bare_run_still_has_a_page(tmp_path, stream, fills, rows):
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    assert "optimizer steps" in report(run, fills(), stream, {}).read_text()
+    assert "optimizer steps" in report(run, fills(), stream, {"train": {"steps": 10}}).read_text()
 
 
 def test_an_objective_that_draws_nothing_still_has_a_page(tmp_path, stream, config):

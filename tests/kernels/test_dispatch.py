@@ -1,5 +1,7 @@
 """Who runs what: the choice, what overrules it, and what it says."""
 
+import os
+import shutil
 import subprocess
 import sys
 
@@ -41,6 +43,51 @@ def test_a_backend_that_cannot_run_says_why():
         mk.window_attention(torch.zeros(1, 2, 2, 3, 1, 4, device="meta"), window=2)
     with pytest.raises(ValueError, match="'reference', 'cpp', got 'triton'"), mk.backend("triton"):
         pass
+
+
+@cpp_only
+def test_an_operator_without_a_kernel_refuses_the_backend_that_is_asked_for(monkeypatch):
+    attention = torch.rand(2, 9)
+    monkeypatch.setenv("MEDFAST_BACKEND", "cpp")
+    with pytest.raises(RuntimeError, match="attention_mask.*no C\\+\\+ kernel; with no backend asked for"):
+        mk.attention_mask(attention, 0.5)
+    with pytest.raises(RuntimeError, match="class_attention.*no C\\+\\+ kernel"):
+        mk.class_attention(torch.zeros(1, 1, 4), *torch.zeros(2, 1, 3, 1, 4))
+    whatever = mk.reference.attention_mask(attention, 0.5)[0]  # the definition runs whatever is asked for
+    monkeypatch.delenv("MEDFAST_BACKEND")
+    assert torch.equal(mk.attention_mask(attention, 0.5)[0], whatever)
+
+
+@cpp_only
+def test_the_definitions_never_ask(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a definition asked for a backend")
+
+    for module in (_dispatch, mk.window, mk.random):
+        monkeypatch.setattr(module, "choose", refuse)
+    key = mk.Key(1, sample=torch.arange(2))
+    mk.reference.random_normal(3, key=key)
+    mk.reference.random_ids(4, 2, key=key)
+    mk.reference.random_keep(0.5, key=key)
+    mk.reference.attention_mask(torch.rand(2, 9), 0.5, hint=0.2)
+    mk.reference.window_attention(torch.zeros(2, 2, 2, 3, 1, 4), window=2, dropout=0.5, key=key)
+
+
+def test_a_library_that_does_not_load_is_named_and_passed_over(tmp_path):
+    package = tmp_path / "medfast_kernels"
+    shutil.copytree(_dispatch._LIBRARY.parent, package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    (package / "_csrc.so").write_bytes(b"cut short")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    env.pop("MEDFAST_BACKEND", None)
+
+    def python(*arguments):
+        return subprocess.run([sys.executable, *arguments], env=env, capture_output=True, text=True, check=False)
+
+    table = python("-m", "medfast_kernels")
+    assert table.returncode == 0 and "_csrc.so does not load: " in table.stdout, table.stderr
+    call = "mk.window_attention(torch.zeros(1, 2, 2, 3, 1, 4), window=2)"
+    done = python("-c", f"import torch, medfast_kernels as mk; {call}\nwith mk.backend('cpp'): {call}")
+    assert done.returncode == 1 and "RuntimeError: backend 'cpp' is not there: _csrc.so does not load" in done.stderr
 
 
 def test_without_the_library_the_reference_runs_and_cpp_is_refused(monkeypatch):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,19 @@ from medfast_kernels import _dispatch
 
 pytestmark = pytest.mark.skipif(_dispatch.WHY_NO_CPP is not None, reason=str(_dispatch.WHY_NO_CPP))
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 3e-5}
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory():
+    """What the allocator gives, to C++ too, is NaN: an element that nobody writes shows in every comparison here."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_memory_is_poisoned():
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.zeros(2).new_empty(3).isnan().all()
 
 
 def cpp(*args, **options):
@@ -43,29 +57,59 @@ def test_any_problem(case):
     compare(case, torch.float64)
 
 
+def instruction_set():
+    return getattr(torch.ops, _dispatch.NAMESPACE).instruction_set()
+
+
+def test_the_instruction_set_is_the_one_asked_for():
+    assert os.environ.get("MEDFAST_ISA") in (None, "", instruction_set())
+
+
+def test_an_unknown_instruction_set_is_refused():
+    done = subprocess.run(
+        [sys.executable, "-m", "medfast_kernels"], capture_output=True, text=True, check=False,
+        env={**os.environ, "MEDFAST_ISA": "sse9", "PYTHONPATH": str(_dispatch._LIBRARY.parents[1])},
+    )  # fmt: skip
+    assert done.returncode != 0 and "MEDFAST_ISA must be one of those that this processor runs: plain" in done.stderr
+    assert "got sse9" in done.stderr
+
+
 @pytest.mark.parametrize("isa", ["avx2", "plain"])
 def test_older_instruction_sets(isa):
     """In a process of its own, because the choice is made once."""
+    if isa == "avx2" and instruction_set() == "plain":
+        pytest.skip("this processor has no AVX2")
     code = "import pytest, sys; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *sys.argv[1:]]))"
     names = ["test_named_cases[stage one-dtype1]", "test_named_cases[cosine-dtype0]", "test_named_cases[flat-dtype1]"]
+    names.append("test_the_instruction_set_is_the_one_asked_for")
     here = Path(__file__)
     done = subprocess.run(
         [sys.executable, "-c", code, *[f"{here}::{name}" for name in names]],
         cwd=here.parents[2], env={**os.environ, "MEDFAST_ISA": isa}, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0 and "3 passed" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "4 passed" in done.stdout, done.stdout + done.stderr
 
 
-def test_every_element_is_written():
-    """Memory that comes back from the allocator is poisoned: whatever is not written shows as NaN."""
-    case = dict(NAMED["padded, live"], batch=3)
-    for _ in range(3):
-        poison = [torch.full((3, 5, 7, 3, 3, 2, 5), torch.nan, dtype=torch.float64) for _ in range(8)]
-        poison += [torch.full((3, 5, 7, 3, 10), torch.nan, dtype=torch.float64) for _ in range(8)]
-        del poison
+@pytest.mark.parametrize("name", ["padded, live", "padded, masked", "stage one", "clipped"])
+def test_every_element_is_written(name):
+    qkv, bias, options = arguments(dict(NAMED[name], batch=3))
+    for keep in (None, torch.tensor([True, False, True]), torch.zeros(3, dtype=torch.bool)):
+        got = values_and_gradients(cpp, qkv, bias, dict(options, keep=keep))
+        assert all(x.isfinite().all() for x in got)
+
+
+def test_plans_of_many_geometries_at_once():
+    """More geometries than are kept, some that differ in one property alone, from several threads."""
+    cases = [{"grid": (g, 5, 3), "window": 3, "shift": s, "pad": p} for g in range(3, 12) for s in (0, 1)
+             for p in ("bias", "mask")]  # fmt: skip
+
+    def check(case):
         qkv, bias, options = arguments(case)
-        options["keep"] = torch.tensor([True, False, True])
-        assert all(x.isfinite().all() for x in values_and_gradients(cpp, qkv, bias, options))
+        expected = mk.reference.window_attention(qkv, bias, **options)
+        return bool(torch.allclose(mk.window_attention(qkv, bias, **options), expected, rtol=0, atol=1e-11))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(check, cases + cases[::-1]))
 
 
 def test_nan_stays_in_its_window():

@@ -178,6 +178,23 @@ def test_nothing_depends_on_the_batch_split(tiny, mask):
     assert together.sums["ampd"][1] == 8 * 64 and together.sums["aitd"][1] == 8
 
 
+def test_the_teachers_most_attended_cells_are_hidden_but_the_hints(tiny):
+    shown = tiny.smart().picture(tiny.batch(2))
+    for view in (0, 1):
+        hidden = shown["mask"][view][:, ::8, ::8, ::8].flatten(1)
+        order = shown["attention"][view].flatten(1).argsort(dim=1, descending=True, stable=True)  # dropped cells tie
+        assert hidden.gather(1, order).tolist() == [[6 <= i < 44 for i in range(64)]] * 2
+
+
+def test_a_zero_fill_is_no_parameter_and_centre_momentum_reaches_the_centres(tiny):
+    o = tiny.smart(fill="zero", centre_momentum=0.25)
+    assert "fill" in dict(o.named_buffers()) and "fill" not in dict(o.named_parameters())
+    assert not SMART(tiny.Backbone(), AttentionMask(), fill="zero", prototypes=10, head_widths=(9, 7)).fill.any()
+    before = o.centres.aitd.clone()
+    o.absorb({name: (torch.ones(10), torch.tensor(2.0)) for name in o.centres.names})
+    torch.testing.assert_close(o.centres.aitd, 0.25 * before + 0.75 * 0.5)
+
+
 def test_centres_move_in_absorb_only_and_by_the_teachers_raw_logits(tiny):
     o, batch = tiny.smart(), tiny.batch(2)
     before = {name: o.centres.get_buffer(name).clone() for name in o.centres.names}

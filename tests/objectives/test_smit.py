@@ -103,6 +103,13 @@ def test_teacher_starts_as_the_student_and_never_sees_the_fill(tiny):
     assert [o.momentum(t) for t in (0.0, 0.5, 1.0)] == pytest.approx([0.996, 0.998, 1.0])
 
 
+def test_centre_momentum_reaches_the_centres(tiny):
+    o = tiny.smit(RandomMask(0.7), centre_momentum=0.25)
+    before = o.centres.patch.clone()
+    o.absorb({name: (torch.ones(10), torch.tensor(2.0)) for name in o.centres.names})
+    torch.testing.assert_close(o.centres.patch, 0.25 * before + 0.75 * 0.5)
+
+
 def test_drop_path_is_the_students_own(tiny):
     o, batch, seen = tiny.smit(RandomMask(0.7), drop_path=0.9), tiny.batch(3), []
     o.backbone.register_forward_hook(lambda m, args, out: seen.append(args[3] is not None))

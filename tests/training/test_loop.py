@@ -4,7 +4,9 @@ import pytest
 import tiny_task as task
 import torch
 
-from medfast.training import Diverged, checkpoint
+from medfast.training import Diverged, Train, checkpoint, loop
+from medfast.training.distributed import World
+from medfast.types import Batch
 
 STAGES = {
     "ddp": {},
@@ -53,6 +55,34 @@ def test_changed_settings_are_named_and_refused(tmp_path):
         task.run(tmp_path, optim__lr=2e-2)
     task.run(tmp_path, train__steps=9, train__resume_changed=True)
     assert len(task.rows(tmp_path)) == 9
+
+
+def test_init_beside_a_checkpoint_is_said_to_be_unread(tmp_path, capsys):
+    task.run(tmp_path / "a")
+    capsys.readouterr()
+    task.run(tmp_path / "a", init={"from": str(tmp_path / "a")})
+    assert "init is not read: the run folder holds step_00000008" in capsys.readouterr().err
+
+
+def test_deepspeed_settings_belong_to_the_run_but_for_the_stage(tmp_path):
+    zero1, other = STAGES["zero1"], {"zero_optimization": {"stage": 1}, "prescale_gradients": True}
+    task.run(tmp_path, **STAGES["zero0"])
+    task.run(tmp_path, **zero1)
+    with pytest.raises(ValueError, match=r"deepspeed\.prescale_gradients: None in the checkpoint, True now"):
+        task.run(tmp_path, **{**zero1, "deepspeed": other})
+
+
+def test_a_gpu_gets_pinned_views_and_the_step_as_a_tensor(monkeypatch):
+    """No draw may copy a number to the device. The device itself is not needed to see what it would be given."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned.append(x.shape) or x)
+    monkeypatch.setattr(Batch, "to", lambda batch, device, dtype: batch)
+    real = torch.tensor
+    monkeypatch.setattr(torch, "tensor", lambda value, device=None, **rest: real(value, **rest))
+    here = World(0, 1, torch.device("cuda", 0))
+    (moved,) = loop._on(iter([task.Memory().batch(3, range(2))]), Train(), here)
+    assert torch.is_tensor(moved.key.step) and moved.key.step.ndim == 0 and int(moved.key.step) == 3
+    assert len(pinned) == 2
 
 
 def test_resume_modes(tmp_path):

@@ -1,39 +1,31 @@
 """Two ranks against one, and against themselves after a stop."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tiny_task as task
-
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-SMALL = {"optim__lr": 1e-6, "optim__min_lr": 1e-7, "train__steps": 10}
+from ranks import torchrun
+from two_ranks import CLIP, SMALL
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("two")
-    env = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in [str(ROOT / "kernels"), str(ROOT)])}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run([*launch, str(HERE / "two_ranks.py"), str(path), "ddp", "zero0", "zero1"], env=env,
-                          capture_output=True, text=True, timeout=75)  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
+    torchrun("two_ranks.py", str(path), "ddp", "zero0", "zero1", timeout=75)
     return path
 
 
-def test_plain_all_reduce_in_fp64_gives_the_losses_of_one_rank(folder, tmp_path):
-    task.run(tmp_path, train__precision="fp64", train__steps=10)
+def test_plain_all_reduce_in_fp64_gives_what_one_rank_gives(folder, tmp_path):
+    task.run(tmp_path, train__precision="fp64", train__steps=10, optim__clip=CLIP)
     assert task.drift(task.rows(folder / "ddp"), task.rows(tmp_path)) < 1e-9
+    assert task.apart(folder / "ddp", tmp_path) < 1e-8
 
 
 @pytest.mark.parametrize("case", ["zero0", "zero1"])
-def test_deepspeed_in_fp32_gives_the_losses_of_one_rank(case, folder, tmp_path):
+def test_deepspeed_in_fp32_gives_what_one_rank_gives(case, folder, tmp_path):
     task.run(tmp_path, **SMALL)
     assert task.drift(task.rows(folder / f"{case}_small"), task.rows(tmp_path)) < 1e-5
+    assert task.apart(folder / f"{case}_small", tmp_path) < 1e-4
 
 
 @pytest.mark.parametrize("case", ["zero0", "zero1"])

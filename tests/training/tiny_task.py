@@ -145,6 +145,25 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def everything(objective: Objective) -> bytes:
+    """Student, buffers and teacher, to compare ranks."""
+    state = {**objective.state_dict(), **{f"teacher.{name}": x for name, x in objective.teacher.state().items()}}
+    return torch.cat([x.double().flatten() for x in state.values()]).numpy().tobytes()
+
+
+def apart(a, b, step: int = 10) -> float:
+    """Largest difference of the first moments of two runs, and of their gradients' norms at any step; relative.
+
+    Losses hardly see gradients: Adam does not mind their scale, and a small rate hides their sign.
+    """
+    left, right = tensors(a, step), tensors(b, step)
+    names = [name for name in left if name.startswith("optimizer/exp_avg/")]
+    assert names
+    moments = max(float((left[n] - right[n]).norm() / right[n].norm().clamp_min(1e-12)) for n in names)
+    norms = max(abs(x["grad_norm"] / y["grad_norm"] - 1) for x, y in zip(rows(a), rows(b), strict=True))
+    return max(moments, norms)
+
+
 def drift(a: list[dict], b: list[dict]) -> float:
     """Largest relative difference of a loss between two runs."""
     pairs = [(x["loss"][name], y["loss"][name]) for x, y in zip(a, b, strict=True) for name in x["loss"]]

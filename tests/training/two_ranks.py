@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import tiny_task as task
-import torch
 import torch.distributed as dist
 
-SMALL = {"optim__lr": 1e-6, "optim__min_lr": 1e-7, "train__steps": 10}
+CLIP = {"kind": "global", "max": 0.05}
+SMALL = {"optim__lr": 1e-6, "optim__min_lr": 1e-7, "optim__clip": CLIP, "train__steps": 10}
 STAGES = {name: {"train__strategy": "deepspeed", "deepspeed": {"zero_optimization": {"stage": stage}}}
           for stage, name in enumerate(("zero0", "zero1"))}  # fmt: skip
 
@@ -18,7 +18,7 @@ STAGES = {name: {"train__strategy": "deepspeed", "deepspeed": {"zero_optimizatio
 def main(folder: Path, cases: list[str]) -> None:
     for case in cases:
         if case == "ddp":
-            objective = task.run(folder / "ddp", train__precision="fp64", train__steps=10)
+            objective = task.run(folder / "ddp", train__precision="fp64", train__steps=10, optim__clip=CLIP)
         else:
             task.run(folder / f"{case}_small", **SMALL, **STAGES[case])
             task.run(folder / f"{case}_whole", **STAGES[case])
@@ -27,12 +27,11 @@ def main(folder: Path, cases: list[str]) -> None:
             except SystemExit as stop:
                 (folder / f"{case}_exit_{os.environ['RANK']}").write_text(str(stop.code))
             objective = task.run(folder / f"{case}_parts", seed=7, **STAGES[case])
-        state = {**objective.state_dict(), **{f"teacher.{n}": x for n, x in objective.teacher.state().items()}}
-        flat = torch.cat([x.double().flatten() for x in state.values()])
-        (folder / f"{case}_rank_{os.environ['RANK']}").write_bytes(flat.numpy().tobytes())
+        (folder / f"{case}_rank_{os.environ['RANK']}").write_bytes(task.everything(objective))
 
 
-dist.init_process_group("gloo")  # one for all runs: a launcher's rendezvous serves a process once
-main(Path(sys.argv[1]), sys.argv[2:])
-dist.barrier()
-dist.destroy_process_group()
+if __name__ == "__main__":
+    dist.init_process_group("gloo")  # one for all runs: a launcher's rendezvous serves a process once
+    main(Path(sys.argv[1]), sys.argv[2:])
+    dist.barrier()
+    dist.destroy_process_group()

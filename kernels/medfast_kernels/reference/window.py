@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._window import Problem, bias_rows, check
 from ..key import Key
-from ..random import random_uniform
+from .random import random_uniform
 
 
 def window_attention(
