@@ -27,7 +27,7 @@ $(VENV)/.dev: $(VENV)/.core requirements/dev.txt
 demo: $(VENV)/.core
 	@rm -rf $(RUN)
 	@mkdir -p $(RUN)
-	@input="$(DATA)"; \
+	@set -e; input="$(DATA)"; \
 	if [ -z "$$input" ] && [ -d ../shared/data/ct ]; then input=../shared/data/ct; fi; \
 	if [ -z "$$input" ]; then input=$(RUN)/phantoms; $(BIN)/medfast data phantoms $$input; fi; \
 	$(BIN)/medfast data prepare "$$input" --store $(RUN)/store --max-bad 1

@@ -20,8 +20,11 @@ _WORDS = {
 
 
 def hints(call: Callable) -> dict[str, Any]:
-    """Argument -> annotation of a constructor; Any where it has none."""
-    found = get_type_hints(call.__init__ if inspect.isclass(call) else call)
+    """Argument -> annotation of a constructor; Any where it has none, or one imported for type checkers only."""
+    try:
+        found = get_type_hints(call.__init__ if inspect.isclass(call) else call)
+    except NameError:
+        found = {}
     return {name: found.get(name, Any) for name in inspect.signature(call).parameters}
 
 
@@ -48,7 +51,7 @@ def fit(path: str, value: Any, wanted: Any) -> Any:
             pairs = zip(value, kinds, strict=True)
             return [fit(f"{path}[{index}]", entry, kind) for index, (entry, kind) in enumerate(pairs)]
     elif origin in _SCALARS and _is(value, origin):
-        return int(value) if origin is int else value
+        return int(value) if origin is int and isinstance(value, float) else value
     raise ValueError(f"{path} must be {_words(wanted)}, got {value!r}")
 
 
@@ -64,8 +67,9 @@ def _fixed(origin: Any, inner: tuple) -> bool:
 def _is(value: Any, kind: type) -> bool:
     """bool is an int to Python, and a float may be whole, infinite or no number: not to somebody who writes YAML."""
     if kind in (int, float):
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        return number and (kind is float or value == int(value))
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return False
+        return kind is float or value == int(value)
     return isinstance(value, kind)
 
 

@@ -149,6 +149,14 @@ def test_whole_floats_become_ints():
     assert loaded["optim"]["lr"] == 8e-4 and loaded["objective"]["patch_temperature"][1] == [0.0375, 0.04]
 
 
+def test_what_only_deepspeed_cannot_run_is_no_matter_to_ddp():
+    demo = SMART.with_name("demo.yaml")
+    clip = ["optim.clip.kind=per_parameter", "deepspeed.zero_optimization.stage=1"]
+    assert config.load(demo, *clip, "train.strategy=ddp")["optim"]["clip"]["kind"] == "per_parameter"
+    with pytest.raises(ValueError, match="use deepspeed.zero_optimization.stage=0"):
+        config.load(demo, *clip)
+
+
 def test_defaults_of_training_are_written_out(tmp_path):
     (tmp_path / "short.yaml").write_text("objective: {name: smart}")
     loaded = config.load(tmp_path / "short.yaml", "train.seed=3")

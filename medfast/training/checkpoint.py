@@ -50,10 +50,12 @@ def save(
         shutil.rmtree(old)
     _write(unfinished, step, parts, meta)
     if folder.exists():  # an earlier run's, or damaged; at no moment is there none of the two
-        shutil.rmtree(aside, ignore_errors=True)
+        if aside.exists():
+            shutil.rmtree(aside)
         folder.rename(aside)
     unfinished.rename(folder)
-    shutil.rmtree(aside, ignore_errors=True)
+    if aside.exists():
+        shutil.rmtree(aside)
     _sync(root)
     _point(root, folder.name)
     _prune(root, step, keep, say)

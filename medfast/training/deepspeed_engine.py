@@ -42,12 +42,14 @@ _SECTIONS = ("bf16", "fp16", "torch_autocast", "zero_optimization")  # those rea
 
 
 def check(section: Mapping[str, Any] | None, optim: Optim, train: Train) -> int:
-    """ZeRO's stage of a deepspeed section; ValueError with the reason for what cannot be run."""
+    """ZeRO's stage of a deepspeed section, 0 where DeepSpeed does not run; ValueError for what cannot be run."""
     section = {} if section is None else section
     _known(section)
     for key, ours in _OURS.items():
         if key in section:
             raise ValueError(f"deepspeed.{key}: leave it out, {ours} decides that for every strategy")
+    if train.strategy != "deepspeed":
+        return 0
     for key in ("bf16", "fp16"):
         if (section.get(key) or {}).get("enabled"):
             raise ValueError(

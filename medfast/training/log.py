@@ -115,24 +115,25 @@ class _Board:
 
     def __init__(self, folder: Path, start: int):
         """start: TensorBoard forgets what older files say of this step and those after it."""
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
+        self._events: Any = event_pb2
+        self._summaries: Any = summary_pb2
         folder.mkdir(exist_ok=True)
         now = time.time()
         self._records = RecordWriter((folder / f"events.out.tfevents.{now:017.6f}.{start}").open("wb"))
-        begun = SessionLog(status=SessionLog.START)
-        for event in (Event(file_version="brain.Event:2"), Event(step=start, session_log=begun)):
-            event.wall_time = now
-            self._records.write(event.SerializeToString())
+        session = self._events.SessionLog
+        self._record(now, file_version="brain.Event:2")
+        self._record(now, step=start, session_log=session(status=session.START))
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        summary = self._summaries.Summary
+        values = [summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+        self._record(time.time(), step=step, summary=summary(value=values))
 
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
-        event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
-        self._records.write(event.SerializeToString())
+    def _record(self, now: float, **fields: Any) -> None:
+        self._records.write(self._events.Event(wall_time=now, **fields).SerializeToString())
         self._records.flush()
 
     def close(self) -> None:

@@ -53,8 +53,7 @@ def pretrain(objective: Objective, config: Mapping[str, Any], stream, holdout) -
     """
     resolved, train, optim = start.resolve(config)
     section = resolved.get("deepspeed")
-    if train.strategy == "deepspeed":
-        deepspeed_engine.check(section, optim, train)
+    deepspeed_engine.check(section, optim, train)
     folder = Path(resolved["out"])
     with world() as here, _signals() as stop, closing(stream), closing(holdout):
         share, micro = train.shares(here.size)

@@ -68,9 +68,7 @@ def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], changed: bool, 
 def check_init(init: Mapping[str, Any]) -> None:
     """ValueError where ``init`` names no weights to take, or no part that there is."""
     if not init.get("from"):
-        raise ValueError(
-            "init.from is missing: give a run folder, a checkpoint or a .safetensors file, or init=null"
-        )
+        raise ValueError("init.from is missing: give a run folder, a checkpoint or a .safetensors file, or init=null")
     if init.get("part") not in ("student", "teacher", None):
         raise ValueError(f"init.part is student or teacher, got {init['part']!r}")
 

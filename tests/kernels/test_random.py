@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
@@ -36,6 +36,7 @@ WORD = st.integers(-(2**63), 2**63 - 1)
 
 @cpp_only
 @settings(max_examples=40, deadline=None)
+@example(0xFEDCBA9876543210, 2**31 + 7, 8 << 24 | 3 << 16 | 5, [2**32 - 1, 9], 9, True)
 @given(st.integers(-1, 2**64 - 1), WORD, WORD, st.lists(WORD, max_size=3), st.integers(0, 9), st.booleans())
 def test_words_in_cpp_are_the_same_bits(seed, step, stream, samples, count, tensors):
     sample = torch.tensor(samples, dtype=torch.int64)
