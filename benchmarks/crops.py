@@ -8,20 +8,13 @@ Each row is the best of several rounds of the whole path (plan, cut, execute, ma
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import os
-import platform
-import subprocess
 import time
 from importlib import metadata
-from pathlib import Path
 
-import torch
+from rows import append, environment
 
 from medfast.data.loader import open_stream
 
-RESULTS = Path(__file__).parent / "results" / "crops.jsonl"
 EVERY = {"gain": {"p": 0.8}, "shift": {"p": 0.5}, "contrast": {"p": 0.8}, "gamma": {"p": 1.0}}
 CONFIGS = {
     "smart": {"size": 128, "window": [-500, 500]},
@@ -33,20 +26,8 @@ CONFIGS = {
 }  # fmt: skip
 
 
-def hardware() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return f"{len(os.sched_getaffinity(0))} x {model}"
-
-
-def commit() -> str:
-    found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "none"
-
-
-def versions() -> dict[str, str]:
-    found = {d.metadata["Name"]: d.version for d in metadata.distributions()}
-    return {name: v for name, v in found.items() if name == "torch" or name.startswith("nvidia-dali")}
+def dali_version() -> str | None:
+    return next((d.version for d in metadata.distributions() if d.metadata["Name"].startswith("nvidia-dali")), None)
 
 
 def measure(store: str, config: str, executor: str, workers: int, seconds: float, rounds: int) -> float:
@@ -65,7 +46,7 @@ def measure(store: str, config: str, executor: str, workers: int, seconds: float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Crops per second of the loader.")
     parser.add_argument("--store", required=True)
     parser.add_argument("--executor", nargs="+", default=["torch", "dali"], choices=["torch", "dali"])
     parser.add_argument("--config", nargs="+", default=list(CONFIGS), choices=list(CONFIGS))
@@ -78,13 +59,10 @@ def main() -> None:
             for workers in given.workers:
                 rate = measure(given.store, config, executor, workers, given.seconds, given.rounds)
                 row = {
-                    "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "commit": commit(),
-                    "hardware": hardware(), "versions": versions(), "threads": torch.get_num_threads(),
-                    "executor": executor, "config": config, "workers": workers, "crops_per_s": round(rate, 2),
+                    **environment(), "dali": dali_version(), "executor": executor, "config": config,
+                    "workers": workers, "crops_per_s": round(rate, 2),
                 }  # fmt: skip
-                RESULTS.parent.mkdir(parents=True, exist_ok=True)
-                with RESULTS.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                append("crops", [row])
                 print(f"{config:7s} {executor:6s} {workers} workers  {rate:8.2f} crops/s", flush=True)
 
 

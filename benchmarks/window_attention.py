@@ -11,23 +11,19 @@ all contenders are interleaved.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
+from rows import ROOT, append, environment
 from torch import Tensor
 
 import medfast_kernels as mk
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "window_attention.jsonl"
 TUNED = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592", "MALLOC_TOP_PAD_": "268435456"}
 SHAPES = {  # batch, grid, channels, heads: the stages of SMART's Swin at 64^3
     "stage 1": (2, 32, 48, 4),
@@ -135,25 +131,6 @@ def measure(shape: str, rounds: int, allocator: str) -> list[dict]:
     ]  # fmt: skip
 
 
-def git(*arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"a row names the commit that was measured, and git does not say it: {done.stderr.strip()}")
-    return done.stdout.strip()
-
-
-def environment() -> dict:
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        cpu = next((x.split(":")[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")), cpu)
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": git("rev-parse", "--short", "HEAD"), "hardware": f"{cpu}, {torch.get_num_threads()} threads",
-        "load": round(os.getloadavg()[0], 1), "torch": torch.__version__,
-    }  # fmt: skip
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Window attention on CPU, forward and backward.")
     parser.add_argument("--rounds", type=int, default=15)
@@ -163,10 +140,6 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(options.one[0], options.rounds, options.one[1])))
         return
-    changed = git("status", "--porcelain", "--", "csrc", "kernels", "benchmarks", ":!benchmarks/results")
-    if changed:
-        print(f"no rows are written, because the working tree is not its commit:\n{changed}", file=sys.stderr)
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
     for shape in options.shapes:
         for allocator, extra in (("default", {}), ("tuned", TUNED)):
             command = [sys.executable, __file__, "--one", shape, allocator, "--rounds", str(options.rounds)]
@@ -176,9 +149,7 @@ def main() -> None:
             rows = json.loads(done.stdout)
             for row in rows:
                 print(f"{shape}  {allocator:<8} {row['backend']:<12} {row['ms_p50']:8.1f} ms  x{row['ratio']}")
-            if not changed:
-                with RESULTS.open("a", encoding="utf-8") as file:
-                    file.writelines(json.dumps(row) + "\n" for row in rows)
+            append("window_attention", rows)
 
 
 if __name__ == "__main__":

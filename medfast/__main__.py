@@ -127,7 +127,6 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     from medfast import config as configuration
-    from medfast.data.loader import open_stream
     from medfast.evaluation import report
     from medfast.training import checkpoint
 
