@@ -41,7 +41,7 @@ def measure(store: str, config: str, executor: str, workers: int, seconds: float
         while time.perf_counter() - begin < seconds:
             count += sum(len(view) for view in next(batches).views)
         best = max(best, count / (time.perf_counter() - begin))
-    batches.close()
+    stream.close()
     return best
 
 

@@ -29,8 +29,8 @@ _KNOWN_FACTS = ("system", "machine", "cores", "threads", "ranks", "gpus", "cuda"
 def report(run_dir: str | Path, objective: Objective, stream, config: Mapping[str, Any]) -> Path:
     """Measure ``objective`` on crops of the held-out ``stream`` and write the page about it.
 
-    Prints the table of masked L1; returns the path of run_dir/report/index.html, reconstruction.json is beside it. The page holds no link, no
-    path and no name of a source file. ValueError where the run has logged nothing.
+    Prints the table of masked L1; returns the path of run_dir/report/index.html, reconstruction.json is beside it. The
+    page holds no link, no path and no name of a source file. ValueError where the run has logged nothing.
     """
     run = Path(run_dir)
     rows, environment = read_metrics(run), read_environment(run)
