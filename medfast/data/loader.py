@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ from . import plan as planning
 from .executor_dali import DaliExecutor
 from .executor_torch import TorchExecutor
 from .store import DataError, Store
+from .threads import one_thread
 
 __all__ = ["Stream", "open_stream"]
 
@@ -106,7 +106,7 @@ class Stream:
         places = [(int(plan.volume[i]), plan.start[i, v], plan.extent[i, v])
                  for v in range(self.recipe.views) for i in range(len(rows))]  # fmt: skip
         numbers = {name: value.T.ravel() for name, value in plan.params.items()}
-        with _one_thread():
+        with one_thread():
             made = self._make()([self._cut(*place) for place in places], numbers)
         views = tuple(made.reshape(self.recipe.views, len(rows), 1, *self.recipe.size).unbind(0))
         if "noise" in plan.params:
@@ -202,17 +202,6 @@ class Stream:
             padded = any(mark is not None for mark in found)
             marks.append(torch.stack([full if mark is None else mark for mark in found]) if padded else None)
         return tuple(marks)
-
-
-@contextmanager
-def _one_thread():
-    """Sums in PyTorch depend on the number of threads in their last bits; batches must not."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _check(*, window, executor, workers, holdout, batch, split) -> None:

@@ -13,19 +13,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from medfast.data import checks, nifti
 from medfast.data.ledger import Ledger, Made, volume_id
 from medfast.data.progress import Progress
 from medfast.data.resample import AIR, EXECUTORS, KERNELS, TOP, new_affine
 from medfast.data.store import DataError, write_durably
+from medfast.data.threads import one_thread
 
 __all__ = ["Summary", "default_jobs", "prepare"]
 
@@ -75,7 +74,7 @@ def prepare(
         raise ValueError(f"jobs is {jobs}; it is a number of threads, at least 1")
     recipe, files = _recipe(spacing, kernel, executor), _find(Path(input))
     summary = Summary()
-    with Ledger(Path(store), recipe) as ledger, Progress(len(files), progress) as shown, _one_thread_each():
+    with Ledger(Path(store), recipe) as ledger, Progress(len(files), progress) as shown, one_thread():
         before = len(ledger.index)
         for file, result in _results(files, ledger, jobs or default_jobs()):
             verdict = ledger.commit(file, result)
@@ -134,17 +133,6 @@ def _find(where: Path) -> list[Path]:
     if not files:
         raise DataError(f"no usable CT volume in {where}: it holds no file named .nii or .nii.gz")
     return list(dict.fromkeys(files))
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Every job has one core; torch's own threads would only fight over them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _results(files: list[Path], ledger: Ledger, jobs: int) -> Iterator[tuple[Path, Any]]:
