@@ -91,13 +91,15 @@ def steps(folder: Path, namespace: str) -> list[tuple[list[str], Path, list[Path
         command = [compiler, *COMMON, *flags, "-c", str(HERE / source), "-o", str(made)]
         calls.append((command, made, [HERE / source, *headers]))
 
+    kernels, rest = sorted(HERE.glob("*_kernel.cpp")), sorted(set(HERE.glob("*.cpp")) - set(HERE.glob("*_kernel.cpp")))
     for name, (width, flags) in INSTRUCTION_SETS.items():
         if x86 or name == "plain":
             defines = [f"-DMEDFAST_ISA={name}", f"-DMEDFAST_VECTOR_BYTES={width}"]
-            compile("window_kernel.cpp", f"window_kernel_{name}", [*KERNEL, *defines, *flags])
+            for source in kernels:
+                compile(source.name, f"{source.stem}_{name}", [*KERNEL, *defines, *flags])
     operators = ["-std=c++20", "-O3", f"-isystem{torch / 'include'}", f"-DMEDFAST_NAMESPACE={namespace}"]
-    for source in ("operators.cpp", "philox.cpp", "window_attention.cpp"):
-        compile(source, Path(source).stem, [*operators, *(["-DMEDFAST_X86"] if x86 else [])])
+    for source in rest:
+        compile(source.name, source.stem, [*operators, *(["-DMEDFAST_X86"] if x86 else [])])
     objects = [made for _, made, _ in calls]
     library = folder / "linked.so"
     link = [compiler, "-shared", *map(str, objects), "-o", str(library), f"-L{torch / 'lib'}", "-ltorch_cpu"]

@@ -3,8 +3,13 @@
 
 #include <algorithm>
 
-#include "operators.h"
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
 
+namespace {
+
+// (b, count) int64: the first numbers of each sample's draw; address (b, 3): sample, step, stream
 torch::stable::Tensor philox_words(torch::stable::Tensor address, int64_t count, int64_t seed) {
   using torch::headeronly::ScalarType;
   STD_TORCH_CHECK(address.is_cpu(), "this operator runs on CPU tensors");
@@ -28,3 +33,9 @@ torch::stable::Tensor philox_words(torch::stable::Tensor address, int64_t count,
   });
   return out;
 }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(MEDFAST_NAMESPACE, m) { m.def("philox_words(Tensor address, int count, int seed) -> Tensor"); }
+
+STABLE_TORCH_LIBRARY_IMPL(MEDFAST_NAMESPACE, CPU, m) { m.impl("philox_words", TORCH_BOX(&philox_words)); }

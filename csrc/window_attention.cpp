@@ -8,7 +8,10 @@
 #include <tuple>
 #include <vector>
 
-#include "operators.h"
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
 #include "window_job.h"
 
 namespace {
@@ -99,8 +102,8 @@ std::shared_ptr<const Plan> plan_of(const std::vector<Axis>& axes, bool live_pad
 
 template <class T>
 const WindowKernel<T>& kernel() {
-  if constexpr (std::is_same_v<T, float>) return *instruction_set().window_float;
-  else return *instruction_set().window_double;
+  if constexpr (std::is_same_v<T, float>) return MEDFAST_PICK(window_float);
+  else return MEDFAST_PICK(window_double);
 }
 
 template <class T>
@@ -225,8 +228,6 @@ auto by_type(const Tensor& qkv, F f) {
   return f(double());
 }
 
-}  // namespace
-
 std::tuple<Tensor, Tensor> window_attention(Tensor qkv, OptionalTensor bias, Tensor scale, OptionalTensor pad_value,
                                             OptionalTensor keep, OptionalTensor draw, std::vector<int64_t> window,
                                             std::vector<int64_t> shift, bool cosine, bool live_pads, double dropout,
@@ -250,4 +251,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> window_attention_backward(
                                          seed, true),
                     grad, out, lse, bias.has_value());
   });
+}
+
+}  // namespace
+
+#define WINDOW_ARGUMENTS                                                                                  \
+  "Tensor qkv, Tensor? bias, Tensor scale, Tensor? pad_value, Tensor? keep, Tensor? draw, int[] window, " \
+  "int[] shift, bool cosine, bool live_pads, float dropout, int seed"
+
+STABLE_TORCH_LIBRARY_FRAGMENT(MEDFAST_NAMESPACE, m) {
+  m.def("window_attention(" WINDOW_ARGUMENTS ") -> (Tensor, Tensor)");
+  m.def("window_attention_backward(Tensor grad, Tensor out, Tensor lse, " WINDOW_ARGUMENTS
+        ") -> (Tensor, Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(MEDFAST_NAMESPACE, CPU, m) {
+  m.impl("window_attention", TORCH_BOX(&window_attention));
+  m.impl("window_attention_backward", TORCH_BOX(&window_attention_backward));
 }

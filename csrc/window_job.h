@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "isa.h"
 #include "philox.h"
 
 template <class T>
@@ -46,12 +47,5 @@ struct WindowKernel {
   void (*backward)(const WindowJob<T>& job, const Chunk& chunk, T* scratch);
 };
 
-#define MEDFAST_DECLARE(isa)                     \
-  namespace isa {                                \
-  extern const WindowKernel<float> window_float; \
-  extern const WindowKernel<double> window_double; \
-  }
-MEDFAST_DECLARE(plain)
-MEDFAST_DECLARE(avx2)
-MEDFAST_DECLARE(avx512)
-#undef MEDFAST_DECLARE
+MEDFAST_KERNEL(WindowKernel<float>, window_float);
+MEDFAST_KERNEL(WindowKernel<double>, window_double);

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from . import _window_cpp
+from ._cpp import window as cpp
 from ._dispatch import choose
 from ._window import check
 from .key import Key
@@ -56,5 +56,5 @@ def window_attention(
         qkv, bias, window=window, shift=shift, scale=scale, cosine=cosine, pad=pad, pad_value=pad_value, clip=clip,
         bias_index=bias_index, dropout=dropout, keep=keep, key=key,
     )  # fmt: skip
-    run = {"reference": attend, "cpp": _window_cpp.attend}
+    run = {"reference": attend, "cpp": cpp.attend}
     return run[choose("window_attention", qkv.device)](problem)

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from ._checks import NAMESPACE
-from ._dispatch import WHY_NO_CPP
-from ._window import Problem, bias_rows
-from .key import address, signed
+from .._checks import NAMESPACE
+from .._dispatch import WHY_NO_CPP
+from .._window import Problem, bias_rows
+from ..key import address, signed
 
 _OPERATORS = getattr(torch.ops, NAMESPACE)
 
