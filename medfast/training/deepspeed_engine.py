@@ -108,7 +108,7 @@ class Engine:
     ):
         self.stage, self.optim = check(section, optim, train), optim
         self.parameters = {name: p for name, p in objective.named_parameters() if p.requires_grad}
-        self.rules = optimisation.groups(self.parameters, optim.frozen)
+        self.rules = optimisation.groups(self.parameters, optim)
         config = copy.deepcopy(dict(section or {}))
         config |= {
             "train_batch_size": train.batch,

@@ -17,29 +17,33 @@ __all__ = ["Group", "adamw", "clip", "groups", "rates", "set_rates"]
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters under one rule. decays: weight decay applies. frozen_until: t from which they move."""
+    """Parameters under one rule. decays: weight decay applies. frozen_until: t from which they move. lr_scale: of lr."""
 
     names: tuple[str, ...]
     decays: bool
     frozen_until: float
+    lr_scale: float
 
 
-def groups(parameters: Mapping[str, nn.Parameter], frozen: Mapping[str, float] | None = None) -> list[Group]:
+def groups(parameters: Mapping[str, nn.Parameter], optim: Optim) -> list[Group]:
     """Trained parameters by rule, in order of first appearance; biases and one-dimensional ones do not decay.
 
-    frozen: {pattern: share of steps}; the longest share wins. ValueError names a pattern that matches nothing.
+    Of several patterns of ``optim.frozen`` that match the longest share holds, of ``optim.lr_scale`` the last one.
+    ValueError names a pattern that matches nothing.
     """
-    frozen = frozen or {}
+    frozen, scales = optim.frozen or {}, optim.lr_scale or {}
     trained = {name: p for name, p in parameters.items() if p.requires_grad}
-    for pattern in frozen:
-        if not any(fnmatchcase(name, pattern) for name in trained):
-            some = ", ".join(list(trained)[-5:])
-            raise ValueError(f"optim.frozen: {pattern!r} matches no parameter; the last five are {some}")
-    found: dict[tuple[bool, float], list[str]] = {}
+    for key, patterns in (("frozen", frozen), ("lr_scale", scales)):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in trained):
+                some = ", ".join(list(trained)[-5:])
+                raise ValueError(f"optim.{key}: {pattern!r} matches no parameter; the last five are {some}")
+    found: dict[tuple[bool, float, float], list[str]] = {}
     for name, parameter in trained.items():
         until = max((share for pattern, share in frozen.items() if fnmatchcase(name, pattern)), default=0.0)
+        scale = [1.0, *(factor for pattern, factor in scales.items() if fnmatchcase(name, pattern))][-1]
         decays = parameter.ndim > 1 and not name.endswith("bias")
-        found.setdefault((decays, until), []).append(name)
+        found.setdefault((decays, until, float(scale)), []).append(name)
     return [Group(tuple(names), *rule) for rule, names in found.items()]
 
 
@@ -65,7 +69,7 @@ def set_rates(param_groups: list[dict], rules: list[Group], lr: float, decay: fl
     """Write this step's rate and decay into an optimizer's groups; a frozen group has neither."""
     for group, rule in zip(param_groups, rules, strict=True):
         moves = t >= rule.frozen_until
-        group["lr"] = lr if moves else 0.0
+        group["lr"] = lr * rule.lr_scale if moves else 0.0
         group["weight_decay"] = decay if moves and rule.decays else 0.0
 
 

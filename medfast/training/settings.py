@@ -25,7 +25,8 @@ class Optim:
     as in the papers: step 0 has rate 0 and moves no parameter, as AdamW's decay is multiplied by the rate as well.
     weight_decay: [start, end] of a cosine; biases and other one-dimensional parameters have none. betas: of AdamW.
     clip: {kind: global | per_parameter, max: L2 norm} of the reduced gradients, or None. frozen: {pattern of parameter
-    names, as in a shell: share of steps in which they stand still}. Raises ValueError.
+    names, as in a shell: share of steps in which they stand still}. lr_scale: {pattern: factor of lr for the parameters
+    it matches; where several match, the last one}. Raises ValueError.
     """
 
     lr: float = 8e-4
@@ -35,6 +36,7 @@ class Optim:
     betas: Sequence[float] = (0.9, 0.999)
     clip: Mapping[str, object] | None = None
     frozen: Mapping[str, float] | None = field(default=None)
+    lr_scale: Mapping[str, float] | None = field(default=None)
 
     def __post_init__(self):
         if not 0 <= self.min_lr <= self.lr:
@@ -53,6 +55,12 @@ class Optim:
         for pattern, share in (self.frozen or {}).items():
             if not 0 <= share <= 1:
                 raise ValueError(f"optim.frozen[{pattern!r}] is a share of the steps, in [0, 1], got {share}")
+        for pattern, factor in (self.lr_scale or {}).items():
+            if not _above_zero(factor):
+                raise ValueError(
+                    f"optim.lr_scale[{pattern!r}] is a factor above 0, got {factor!r}; a layer that is to stand still "
+                    "belongs into optim.frozen"
+                )
 
 
 @dataclass(frozen=True)

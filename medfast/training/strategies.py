@@ -52,7 +52,7 @@ class AllReduce:
         self.objective, self.optim, self.world, self.accumulate = objective, optim, world, accumulate
         self.precision = train.precision
         self.parameters = {name: p for name, p in objective.named_parameters() if p.requires_grad}
-        self.rules = optimisation.groups(self.parameters, optim.frozen)
+        self.rules = optimisation.groups(self.parameters, optim)
         self.optimizer = optimisation.adamw(self.parameters, self.rules, optim)
 
     def forward(self, batch: Batch, t: Tensor) -> Output:

@@ -121,6 +121,8 @@ def test_init_takes_other_weights_and_refuses_strange_ones(tmp_path, capsys):
         ({"train__strategy": "deepspeed", "deepspeed": {"gradient_clipping": 1.0}}, "optim.clip"),
         ({**STAGES["zero1"], "optim__clip": {"kind": "per_parameter", "max": 0.3}}, "ZeRO stage 1"),
         ({"optim__frozen": {"*nothing*": 0.5}}, "matches no parameter"),
+        ({"optim__lr_scale": {"*nothing*": 0.5}}, "lr_scale.*matches no parameter"),
+        ({"optim__lr_scale": {"last*": 0}}, "belongs into optim.frozen"),
     ],
 )
 def test_what_cannot_run_is_refused_in_words(changes, words, tmp_path):

@@ -6,17 +6,34 @@ import pytest
 import tiny_task as task
 import torch
 
-from medfast.training.optim import clip, groups, rates
+from medfast.training.optim import clip, groups, rates, set_rates
 from medfast.training.settings import Optim, Train
 
 
 def test_biases_and_vectors_do_not_decay_and_frozen_layers_stand_still(tmp_path):
-    found = groups(dict(task.build().named_parameters()), {"last*": 0.5})
+    found = groups(dict(task.build().named_parameters()), Optim(frozen={"last*": 0.5}))
     decays = {name for group in found if group.decays for name in group.names}
     assert decays == {"backbone.0.weight", "backbone.2.weight", "recon.weight", "last.weight"}
     task.run(tmp_path, optim__frozen={"last*": 0.5}, train__checkpoint_every=1, train__keep_last=9)
     last = [task.tensors(tmp_path, step)["student/last.weight"] for step in (1, 4, 5)]
     assert torch.equal(last[0], last[1]) and not torch.equal(last[1], last[2])
+
+
+def test_lr_scale_multiplies_the_rate_of_what_it_matches(tmp_path):
+    optim = Optim(lr_scale={"*weight": 3.0, "last*": 0.5})
+    rules = groups(dict(task.build().named_parameters()), optim)
+    scales = {name: rule.lr_scale for rule in rules for name in rule.names}
+    assert scales["recon.weight"] == 3.0 and scales["recon.bias"] == 1.0 and scales["last.weight"] == 0.5
+    written: list[dict] = [{} for _ in rules]
+    set_rates(written, rules, 0.1, 0.04, 0.5)
+    assert [group["lr"] for group in written] == pytest.approx([0.1 * rule.lr_scale for rule in rules])
+
+    def moved(name, lr_scale):
+        task.run(tmp_path / name, optim__lr_scale=lr_scale, train__checkpoint_every=1, train__keep_last=9)
+        first, second = (task.tensors(tmp_path / name, step)["student/last.weight"] for step in (1, 2))
+        return (second - first).abs().mean().item()
+
+    assert moved("slow", {"last*": 0.1}) == pytest.approx(0.1 * moved("plain", None), rel=0.1)
 
 
 def test_rates():
