@@ -1,6 +1,8 @@
 # make demo   sets up .venv, prepares CT volumes, pretrains, writes a report       (DATA=folder of your own NIfTI files)
 # make test   sets up .venv, runs the quick tests                                  make check   lint, types, floors, slow tests
 # make bench  CPU benchmark rows into benchmarks/results/
+# make wheels medfast_kernels as a wheel in dist/, which needs no compiler (MEDFAST_CUDA=1: with the CUDA kernels)
+# make oldest the kernels' Python part on the oldest torch that the package index has for Python 3.11
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -12,7 +14,7 @@ RUN    := runs/demo
 export MALLOC_MMAP_THRESHOLD_ := 1073741824
 export MALLOC_TRIM_THRESHOLD_ := 1073741824
 
-.PHONY: demo test check lint bench clean
+.PHONY: demo test check lint bench wheels oldest clean
 
 $(VENV)/.core: requirements/cpu.txt pyproject.toml setup.py $(wildcard csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -52,5 +54,17 @@ check: lint
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/window_attention.py
 
+wheels: $(VENV)/.core
+	rm -rf kernels/build
+	MEDFAST_EXT=1 $(BIN)/python -m pip wheel --disable-pip-version-check --no-deps --wheel-dir dist ./kernels
+
+OLDEST := $(CURDIR)/build/oldest
+oldest:
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install -q --disable-pip-version-check torch==1.13.0 "numpy<2" pytest hypothesis
+	cd tests/kernels && MEDFAST_BACKEND= PYTHONPATH=../../kernels $(OLDEST)/bin/python -m pytest -q -c /dev/null \
+		--rootdir=. -p no:cacheprovider --import-mode=importlib -k "not compile and not copy_nothing and not lengths_are" test_window.py \
+		test_random.py test_masking.py test_class_token.py test_contrast.py test_tokens.py test_dispatch.py
+
 clean:
-	rm -rf $(VENV) build dist runs *.egg-info kernels/*.egg-info kernels/medfast_kernels/*.so
+	rm -rf $(VENV) build dist runs *.egg-info kernels/build kernels/*.egg-info kernels/medfast_kernels/*.so

@@ -11,5 +11,6 @@ from build_csrc import extension
 setup(
     packages=[*find_packages(include=["medfast", "medfast.*"]), *find_packages("kernels")],
     package_dir={"medfast_kernels": "kernels/medfast_kernels"},
+    package_data={"medfast_kernels": ["_triton/*.json", "_verdicts/*.json"]},
     **extension(),
 )

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+import gpu_check_operators
+import gpu_check_window
 import torch
 from step import batch_of, check
 
@@ -63,9 +65,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Check what runs on the GPU.")
     parser.add_argument("--device", default="cuda")
     device = parser.parse_args().device
-    for checked in (random_bits, window_attention, no_sync):
+    for checked in (random_bits, window_attention, gpu_check_window.window_kernels, no_sync):
         checked(device)
         print(f"{checked.__name__}: right on {device}", flush=True)
+    if device == "cuda":
+        gpu_check_operators.main(device)
     check("configs/smart.yaml", device)
     print(f"smart: losses right on {device}")
 

@@ -1,4 +1,6 @@
-"""Build the C++ operators into one library, for setup.py, kernels/setup.py and ``python csrc/build_csrc.py``.
+"""Build the C++ operators into one library, for setup.py, kernels/setup.py and by hand, into a copy of the package too:
+
+    python csrc/build_csrc.py [yourpackage/kernels --name yourpackage.kernels]
 
 torch is found by path and never imported, so that a build in an isolated environment, which cannot see the target's
 packages, still builds against the target's torch. What is absent is fine and gets a sentence; what breaks fails the
@@ -7,11 +9,13 @@ build.
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import re
 import shlex
 import shutil
+import site
 import subprocess
 import sys
 import sysconfig
@@ -19,6 +23,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 OLDEST_TORCH = (2, 11)  # whose stable ABI the library uses; every later torch loads it
+MODULE = "module.cpp"  # build_module.py
 COMMON = [
     "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi",
     f"-DTORCH_TARGET_VERSION=0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000",
@@ -30,13 +35,26 @@ INSTRUCTION_SETS = {  # name: bytes of a vector, compiler flags
     "avx512": (64, ["-mavx512f", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"]),
 }
 
+Call = tuple[list[str], Path, list[Path]]  # a command, what it makes, what it reads
+
 
 def find_torch() -> Path | None:
-    """The torch folder of the environment that is installed into, or None."""
-    for site in dict.fromkeys(filter(None, (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))):
-        if (Path(site) / "torch" / "version.py").is_file():
-            return Path(site) / "torch"
-    return None
+    """The torch folder of the environment that is installed into, or None.
+
+    pip's isolated build runs the target's interpreter with other folders on its path, so those are not asked.
+    """
+    found = (Path(folder) / "torch" for folder in _packages())
+    return next((torch for torch in found if (torch / "version.py").is_file()), None)
+
+
+def _packages() -> list[str]:
+    """Where the target's packages are; a virtual environment may show those that it was made from."""
+    folders = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    config = Path(sys.prefix) / "pyvenv.cfg"
+    lines = config.read_text(encoding="utf-8").lower().split("\n") if config.is_file() else []
+    if sys.prefix == sys.base_prefix or any(re.fullmatch(r"include-system-site-packages\s*=\s*true", x) for x in lines):
+        folders += [site.getusersitepackages(), *site.getsitepackages([sys.base_prefix])]
+    return folders
 
 
 def torch_version(torch: Path) -> tuple[int, ...]:
@@ -78,8 +96,10 @@ def why_not() -> str | None:
     return reason
 
 
-def steps(folder: Path, namespace: str) -> list[tuple[list[str], Path, list[Path]]]:
-    """Compiler calls: command, what it makes, what it reads; the last one makes the library."""
+def steps(folder: Path, namespace: str) -> list[Call]:
+    """Compiler calls; the last one makes the library."""
+    import build_cuda
+
     compiler, torch = find_compiler(), find_torch()
     assert compiler is not None and torch is not None
     x86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -91,19 +111,24 @@ def steps(folder: Path, namespace: str) -> list[tuple[list[str], Path, list[Path
         command = [compiler, *COMMON, *flags, "-c", str(HERE / source), "-o", str(made)]
         calls.append((command, made, [HERE / source, *headers]))
 
-    kernels, rest = sorted(HERE.glob("*_kernel.cpp")), sorted(set(HERE.glob("*.cpp")) - set(HERE.glob("*_kernel.cpp")))
+    kernels = sorted(HERE.glob("*_kernel.cpp"))
+    rest = sorted(set(HERE.glob("*.cpp")) - {*kernels, HERE / MODULE})
     for name, (width, flags) in INSTRUCTION_SETS.items():
         if x86 or name == "plain":
             defines = [f"-DMEDFAST_ISA={name}", f"-DMEDFAST_VECTOR_BYTES={width}"]
             for source in kernels:
                 compile(source.name, f"{source.stem}_{name}", [*KERNEL, *defines, *flags])
+    cuda = build_cuda.why_no_cuda() is None
     operators = ["-std=c++20", "-O3", f"-isystem{torch / 'include'}", f"-DMEDFAST_NAMESPACE={namespace}"]
+    operators += [*(["-DMEDFAST_X86"] if x86 else []), *(["-DMEDFAST_CUDA"] if cuda else [])]
     for source in rest:
-        compile(source.name, source.stem, [*operators, *(["-DMEDFAST_X86"] if x86 else [])])
+        compile(source.name, source.stem, operators)
+    if cuda:
+        calls += build_cuda.steps(folder, [compiler, *COMMON, *operators])
     objects = [made for _, made, _ in calls]
     library = folder / "linked.so"
     link = [compiler, "-shared", *map(str, objects), "-o", str(library), f"-L{torch / 'lib'}", "-ltorch_cpu"]
-    return [*calls, (link, library, objects)]
+    return [*calls, ([*link, *(build_cuda.runtime() if cuda else [])], library, objects)]
 
 
 def build(folder: Path, library: Path, namespace: str = "medfast_kernels") -> None:
@@ -111,17 +136,20 @@ def build(folder: Path, library: Path, namespace: str = "medfast_kernels") -> No
 
     It takes its place by renaming: a process that has the old one loaded keeps it whole.
     """
-    folder, library = folder.resolve(), library.resolve()
+    make(folder.resolve(), steps(folder.resolve(), namespace), library.resolve())
+
+
+def make(folder: Path, calls: list[Call], target: Path) -> None:
+    """Run the calls in ``folder`` and put what the last one makes in the place of ``target``."""
     folder.mkdir(parents=True, exist_ok=True)
-    calls = steps(folder, namespace)
     _run(folder, calls)
-    library.parent.mkdir(parents=True, exist_ok=True)
-    arriving = library.with_suffix(f".{os.getpid()}.tmp")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    arriving = target.with_suffix(f".{os.getpid()}.tmp")
     shutil.copy2(calls[-1][1], arriving)
-    arriving.replace(library)
+    arriving.replace(target)
 
 
-def _run(folder: Path, calls: list[tuple[list[str], Path, list[Path]]]) -> None:
+def _run(folder: Path, calls: list[Call]) -> None:
     ninja = find_ninja()
     if ninja is None:
         for command, _, _ in calls:
@@ -142,36 +170,67 @@ def _shell(command: list[str]) -> str:
     return shlex.join(command).replace("$", "$$")
 
 
-def extension(library: str = "medfast_kernels._csrc") -> dict:
-    """What setup() needs to carry the operators: an extension and its commands, or nothing and a line that says why."""
+def extension(package: str = "medfast_kernels") -> dict:
+    """What setup() needs to carry the operators: extensions and their commands, or nothing and a line that says why."""
+    from build_cuda import why_no_cuda
+    from build_module import build_module, module_name, why_no_module
     from setuptools import Extension
     from setuptools.command.bdist_wheel import bdist_wheel
     from setuptools.command.build_ext import build_ext
 
-    reason = why_not()
+    reason, no_module = why_not(), why_no_module()
     if reason:
         print(f"medfast: the C++ operators are left out, plain PyTorch runs in their place: {reason}", file=sys.stderr)
         return {}
+    if no_cuda := why_no_cuda():
+        print(f"medfast: the CUDA kernels are left out: {no_cuda}", file=sys.stderr)
+    if no_module:
+        print(f"medfast: the operators are built, what tells of their build is left out: {no_module}", file=sys.stderr)
+    sources = [str(p.relative_to(HERE)) for p in sorted(HERE.rglob("*.c*"))]
+    extensions = [Extension(f"{package}._csrc", sources)]
+    extensions += [] if no_module else [Extension(f"{package}._facts", [MODULE])]
 
     class Build(build_ext):
         def get_ext_filename(self, fullname: str) -> str:
-            return str(Path(*fullname.split("."))) + ".so"  # torch loads it by path, of any Python version
+            folder, _, stem = fullname.rpartition(".")
+            name = "_csrc.so" if stem == "_csrc" else module_name()  # torch loads it by path, of any Python version
+            return str(Path(*folder.split("."), name))
 
         def build_extension(self, ext: Extension) -> None:
-            build(Path(self.build_temp), Path(self.get_ext_fullpath(ext.name)))
+            make = build if ext.name.endswith("._csrc") else build_module
+            make(Path(self.build_temp), Path(self.get_ext_fullpath(ext.name)))
 
     class Wheel(bdist_wheel):
         def get_tag(self) -> tuple[str, str, str]:
             return "py3", "none", super().get_tag()[2]
 
-    return {
-        "ext_modules": [Extension(library, [str(p.name) for p in sorted(HERE.glob("*.cpp"))])],
-        "cmdclass": {"build_ext": Build, "bdist_wheel": Wheel},
-    }
+    return {"ext_modules": extensions, "cmdclass": {"build_ext": Build, "bdist_wheel": Wheel}}
+
+
+def main() -> None:
+    from build_cuda import why_no_cuda
+    from build_module import build_module, module_name, why_no_module
+
+    parser = argparse.ArgumentParser(description="Build the C++ operators into a copy of the package, in place.")
+    home = HERE.parent / "kernels" / "medfast_kernels"
+    parser.add_argument("package", type=Path, nargs="?", default=home, help="its folder")
+    parser.add_argument("--name", default="medfast_kernels", help="what it is imported as, e.g. yourpackage.kernels")
+    options = parser.parse_args()
+    namespace = options.name.replace(".", "_")
+    if missing := why_not():
+        sys.exit(f"the C++ operators cannot be built: {missing}")
+    if not (options.package / "_dispatch.py").is_file():
+        sys.exit(f"{options.package} is no copy of medfast_kernels: it has no _dispatch.py")
+    own = options.package.resolve() == home.resolve()
+    folder = HERE.parent / "build" / ("csrc" if own else namespace)
+    build(folder, options.package / "_csrc.so", namespace)
+    if reason := why_no_cuda():
+        print(f"the CUDA kernels are left out: {reason}")
+    if reason := why_no_module():
+        print(f"what tells of the build is left out: {reason}")
+    else:
+        build_module(folder, options.package / module_name(), namespace)
 
 
 if __name__ == "__main__":
-    missing = why_not()
-    if missing:
-        sys.exit(f"the C++ operators cannot be built: {missing}")
-    build(HERE.parent / "build" / "csrc", HERE.parent / "kernels" / "medfast_kernels" / "_csrc.so")
+    main()

@@ -49,6 +49,12 @@ bool built_with_cuda() {
 
 }  // namespace
 
+// Read in the file by _dispatch.py before it loads it: operators that are registered twice end the process.
+#define MEDFAST_TEXT(name) MEDFAST_TEXT_OF(name)
+#define MEDFAST_TEXT_OF(name) #name
+extern "C" __attribute__((used, visibility("default"))) const char medfast_namespace[] =
+    "MEDFAST_NAMESPACE=" MEDFAST_TEXT(MEDFAST_NAMESPACE);
+
 Isa isa() { return chosen().second; }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(MEDFAST_NAMESPACE, m) {

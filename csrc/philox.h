@@ -3,6 +3,12 @@
 
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define MEDFAST_BOTH __host__ __device__
+#else
+#define MEDFAST_BOTH
+#endif
+
 struct Philox {
   uint64_t seed;
   const int64_t* address;  // (batch, 3): sample, step, stream
@@ -11,7 +17,8 @@ struct Philox {
 namespace {
 
 // Numbers 4 * block .. 4 * block + 3 of a draw; layout and source: medfast_kernels/key.py.
-[[maybe_unused]] inline void philox_block(const Philox& philox, int64_t sample, uint32_t block, uint32_t (&word)[4]) {
+[[maybe_unused]] MEDFAST_BOTH inline void philox_block(const Philox& philox, int64_t sample, uint32_t block,
+                                                       uint32_t (&word)[4]) {
   const int64_t* address = philox.address + 3 * sample;
   word[0] = block, word[1] = uint32_t(address[0]), word[2] = uint32_t(address[1]), word[3] = uint32_t(address[2]);
   uint32_t key0 = uint32_t(philox.seed), key1 = uint32_t(philox.seed >> 32);

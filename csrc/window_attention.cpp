@@ -13,6 +13,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include "window_job.h"
+#include "window_plan.h"
 
 namespace {
 
@@ -20,68 +21,10 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-constexpr int64_t kChunks = 16;  // per head; more would only make the sum of their bias gradients longer
-
-struct Plan {  // which token each place of each window is, see medfast_kernels/_window.py
-  int64_t windows = 1, tokens = 1, grid_tokens = 1;
-  std::vector<int32_t> source;
-  std::vector<float> region;
-  std::vector<uint8_t> masked;
-};
-
-struct Axis {  // of the grid: for each place on the padded, shifted axis
-  int64_t grid, window, padded, shift;
-  bool operator==(const Axis&) const = default;
-  int64_t at(int64_t place) const { return (place + shift) % padded; }
-  bool wrapped(int64_t place) const { return place + shift >= padded; }
-};
-
-std::vector<Axis> three_axes(const Tensor& qkv, const std::vector<int64_t>& window, const std::vector<int64_t>& shift) {
-  std::vector<Axis> axes(3 - window.size(), Axis{1, 1, 1, 0});
-  for (size_t i = 0; i < window.size(); ++i) {
-    const int64_t grid = qkv.size(1 + i), w = window[i];
-    axes.push_back({grid, w, (grid + w - 1) / w * w, shift[i]});
-  }
-  return axes;
-}
-
-Plan make_plan(const std::vector<Axis>& axes, bool live_pads) {
-  Plan plan;
-  for (const Axis& axis : axes) {
-    plan.windows *= axis.padded / axis.window;
-    plan.tokens *= axis.window;
-    plan.grid_tokens *= axis.grid;
-  }
-  STD_TORCH_CHECK(plan.windows * plan.tokens < std::numeric_limits<int32_t>::max(), "the token grid is too large: ",
-                  plan.windows * plan.tokens, " tokens of one sample, padding included; the limit is 2**31 - 1");
-  plan.masked.assign(plan.windows, 0);
-  plan.source.reserve(plan.windows * plan.tokens);
-  plan.region.reserve(plan.windows * plan.tokens);
-  const auto [z, y, x] = std::tie(axes[0], axes[1], axes[2]);
-  int64_t window = 0;
-  for (int64_t wz = 0; wz < z.padded; wz += z.window)
-    for (int64_t wy = 0; wy < y.padded; wy += y.window)
-      for (int64_t wx = 0; wx < x.padded; wx += x.window, ++window) {
-        const size_t first = plan.region.size();
-        for (int64_t pz = wz; pz < wz + z.window; ++pz)
-          for (int64_t py = wy; py < wy + y.window; ++py)
-            for (int64_t px = wx; px < wx + x.window; ++px) {
-              const bool inside = z.at(pz) < z.grid && y.at(py) < y.grid && x.at(px) < x.grid;
-              const int64_t token = (z.at(pz) * y.grid + y.at(py)) * x.grid + x.at(px);
-              plan.source.push_back(inside ? int32_t(token) : -1);
-              const int region = 4 * z.wrapped(pz) + 2 * y.wrapped(py) + x.wrapped(px);
-              // a pad token that must not be seen is a region of its own
-              plan.region.push_back(inside || live_pads ? float(region) : float(8 + plan.region.size() - first));
-              plan.masked[window] |= plan.region.back() != plan.region[first];
-            }
-      }
-  return plan;
-}
-
 // The plans of the last geometries: a model has two for each of its stages, and asks for them in every pass.
-std::shared_ptr<const Plan> plan_of(const std::vector<Axis>& axes, bool live_pads) {
+std::shared_ptr<const Plan> plan_of(const Axes& axes, bool live_pads) {
   struct Entry {
-    std::vector<Axis> axes;
+    Axes axes;
     bool live_pads;
     std::shared_ptr<const Plan> plan;
   };
@@ -104,6 +47,12 @@ template <class T>
 const WindowKernel<T>& kernel() {
   if constexpr (std::is_same_v<T, float>) return MEDFAST_PICK(window_float);
   else return MEDFAST_PICK(window_double);
+}
+
+std::vector<int64_t> grid_of(const Tensor& qkv, size_t axes) {
+  std::vector<int64_t> grid;
+  for (size_t i = 0; i < axes; ++i) grid.push_back(qkv.size(1 + i));
+  return grid;
 }
 
 template <class T>
@@ -141,13 +90,13 @@ struct Call {
   Call(const Tensor& qkv_, const OptionalTensor& bias_, const Tensor& scale_, const OptionalTensor& pad_value_,
        const OptionalTensor& keep_, const OptionalTensor& draw_, const std::vector<int64_t>& window,
        const std::vector<int64_t>& shift, bool cosine, bool live_pads, double dropout, int64_t seed, bool backward)
-      : shared_plan(plan_of(three_axes(qkv_, window, shift), live_pads)), plan(*shared_plan),
+      : shared_plan(plan_of(three_axes(grid_of(qkv_, window.size()), window, shift), live_pads)), plan(*shared_plan),
         qkv(torch::stable::contiguous(qkv_)), scale(torch::stable::contiguous(scale_)) {
     const int64_t axes = window.size();
     batch = qkv.size(0), heads = qkv.size(2 + axes), dim = qkv.size(3 + axes);
     const int64_t lanes = kernel<T>().lanes;
     stride = (plan.tokens + lanes - 1) / lanes * lanes;
-    chunks = std::min(kChunks, batch * plan.windows);
+    chunks = plan.chunks(batch);
     bias = bias_rows<T>(bias_, heads, plan.tokens, stride, !backward);
     pad_value = pad_value_ ? torch::stable::contiguous(*pad_value_) : zeros(qkv, {3, heads, dim});
     if (keep_) keep = torch::stable::contiguous(*keep_);

@@ -103,8 +103,9 @@ class Output:
 class Backbone(Protocol):
     """Encoder. channels, strides: of each entry of ``Features.stages``, strides in voxels.
 
-    in_channels: of the volume. embed: width of the embedding, and so of ``fill``. semantic_attention: number, from 1,
-    of the stage whose tokens [CLS] attends to, which ``Features.attention`` tells of; None where there is no [CLS].
+    in_channels: of the volume. embed: width of the embedding, and so of ``fill``; 0 where there are no tokens to hide
+    and masks are refused (ResNet). semantic_attention: number, from 1, of the stage whose tokens [CLS] attends to,
+    which ``Features.attention`` tells of; None where there is no [CLS].
     """
 
     channels: tuple[int, ...]

@@ -1,15 +1,17 @@
 """Operators of 3D transformers, each with a definition in plain PyTorch and faster backends beside it."""
 
-from . import reference
-from ._dispatch import backend, reference_only
+from . import modules, reference, swin
+from ._dispatch import backend
+from .class_token import class_attention
+from .contrast import token_contrast
 from .key import Key, Role
+from .masking import attention_mask, nan_seen
 from .random import philox_words, random_ids, random_keep, random_normal, random_uniform
+from .tokens import drop_tokens, restore_tokens
 from .window import window_attention
 
-attention_mask = reference_only(reference.attention_mask)
-class_attention = reference_only(reference.class_attention)
-
 __all__ = [
-    "Key", "Role", "attention_mask", "backend", "class_attention", "philox_words", "random_ids", "random_keep",
-    "random_normal", "random_uniform", "reference", "window_attention",
+    "Key", "Role", "attention_mask", "backend", "class_attention", "drop_tokens", "modules", "nan_seen", "philox_words",
+    "random_ids", "random_keep", "random_normal", "random_uniform", "reference", "restore_tokens", "swin",
+    "token_contrast", "window_attention",
 ]  # fmt: skip

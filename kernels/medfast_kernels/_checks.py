@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 from .key import Key
 
 NAMESPACE = (__package__ or "medfast_kernels").replace(".", "_")  # of torch.ops: a vendored copy gets its own
+TRACED = hasattr(torch.library, "custom_op")  # torch 2.4: before it, no graph holds an operator that Python defines
+INTEGER = (int, *([torch.SymInt] if hasattr(torch, "SymInt") else []))  # a compiled graph's sizes are SymInt
 Share = TypeVar("Share", bound="float | Tensor | None")
 
 
@@ -32,6 +34,44 @@ def with_samples(key: Key | None, batch: int, device: torch.device) -> Key:
     return key
 
 
+def eager(value: Tensor) -> bool:
+    """Whether what ``value`` contains can be looked at: it is no stand-in of a tracer."""
+    return not TRACED or type(value) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+
+
+def reads_values(schema: str) -> Callable[[Callable[..., None]], Callable[..., Tensor]]:
+    """Make a function that raises where a tensor contains what it should not one that hands that tensor on.
+
+    A compiled graph can hold no branch on what a tensor contains, so there it is an operator; elsewhere it is called as
+    it is. schema: of the operator, such as ``"positive(Tensor value) -> Tensor"``, the tensor first.
+    """
+    name = schema.partition("(")[0]
+    others = schema.partition("->")[0].count(",")
+
+    def decorate(refuse: Callable[..., None]) -> Callable[..., Tensor]:
+        def clone(value: Tensor, *rest) -> Tensor:
+            refuse(value, *rest)
+            return value.clone()
+
+        operator = clone
+        if TRACED:
+            operator = torch.library.custom_op(
+                f"{NAMESPACE}::{name}", clone, mutates_args=(), schema=schema.removeprefix(name)
+            )
+            operator.register_fake(lambda value, *_: torch.empty_like(value))
+            operator.register_autograd(lambda ctx, grad: (grad, *[None] * others))
+
+        def check(value: Tensor, *rest) -> Tensor:
+            if not eager(value):
+                return operator(value, *rest)
+            refuse(value, *rest)
+            return value
+
+        return check
+
+    return decorate
+
+
 def within(value: Share, name: str, low: float, high: float) -> Share:
     """``value``, or ValueError where it, or an entry of it, is outside [low, high] or NaN.
 
@@ -44,16 +84,12 @@ def within(value: Share, name: str, low: float, high: float) -> Share:
     return value
 
 
-# An operator, because a compiled graph can hold no branch on what a tensor contains.
-@torch.library.custom_op(f"{NAMESPACE}::within", mutates_args=())
-def _within(value: Tensor, name: str, low: float, high: float) -> Tensor:
-    if value.isnan().any():
+@reads_values("within(Tensor value, str name, float low, float high) -> Tensor")
+def _within(value: Tensor, name: str, low: float, high: float) -> None:
+    if value.numel() == 0:
+        return
+    least, most = (x.item() for x in value.detach().aminmax())  # both NaN if one entry is
+    if least != least:
         raise ValueError(f"{name} holds NaN: {int(value.isnan().sum())} of {value.numel()} entries")
-    if not ((value >= low) & (value <= high)).all():
-        raise ValueError(f"{name} must be in [{low}, {high}], got {value.min().item()} to {value.max().item()}")
-    return value.clone()
-
-
-@_within.register_fake
-def _(value: Tensor, name: str, low: float, high: float) -> Tensor:
-    return torch.empty_like(value)
+    if not low <= least <= most <= high:
+        raise ValueError(f"{name} must be in [{low}, {high}], got {least} to {most}")

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ._cpp import window as cpp
+from ._cuda import window as cuda
 from ._dispatch import choose
+from ._triton import window as triton
 from ._window import check
 from .key import Key
 from .reference.window import attend
@@ -56,5 +58,5 @@ def window_attention(
         qkv, bias, window=window, shift=shift, scale=scale, cosine=cosine, pad=pad, pad_value=pad_value, clip=clip,
         bias_index=bias_index, dropout=dropout, keep=keep, key=key,
     )  # fmt: skip
-    run = {"reference": attend, "cpp": cpp.attend}
-    return run[choose("window_attention", qkv.device)](problem)
+    run = {"reference": attend, "cpp": cpp.attend, "triton": triton.attend, "cuda": cuda.attend}
+    return run[choose("window_attention", qkv.device, {**cuda.unfit(problem), **triton.unfit(problem)})](problem)

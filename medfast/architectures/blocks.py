@@ -1,15 +1,20 @@
-"""Parts that several encoders are made of: patch embedding, patch merging, MLP, masks on token grids.
+"""Parts that several encoders are made of: patch embedding and merging, MLP, drops, recomputation, masks on tokens.
 
 Feature maps are channels-last, (b, *grid, c), everywhere but on the image side of the patch embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+import medfast_kernels as mk
+from medfast.types import Key, Mask
 
 # Which of the 2 x 2 x 2 neighbours fills which eighth of the merged channels: offsets along the three grid axes.
 # Only loaded weights care. "monai_legacy" (before MONAI 1.5; SwinFUSE's and SimTROT's code has it) reads two
@@ -23,19 +28,21 @@ MERGE_ORDERS = {
 
 
 class PatchEmbedding(nn.Module):
-    """(b, c, d, h, w) -> (b, *grid, width): convolution over disjoint patches, then LayerNorm.
+    """(b, c, d, h, w) -> (b, *grid, width): convolution over disjoint patches, then LayerNorm (not with norm=False).
 
-    Sizes that are no multiple of the patch are padded with zeros at the far end, so grid = ceil(size / patch).
+    patch: voxels per axis, or one number for each axis. Sizes that are no multiple of it are padded with zeros at the
+    far end, so grid = ceil(size / patch).
     """
 
-    def __init__(self, channels: int, width: int, patch: int):
+    def __init__(self, channels: int, width: int, patch: int | Sequence[int], norm: bool = True):
         super().__init__()
-        self.patch = patch
-        self.proj = nn.Conv3d(channels, width, kernel_size=patch, stride=patch)
-        self.norm = nn.LayerNorm(width)
+        self.patch = per_axis(patch)
+        self.proj = nn.Conv3d(channels, width, kernel_size=self.patch, stride=self.patch)
+        self.norm = nn.LayerNorm(width) if norm else nn.Identity()
 
     def forward(self, volume: Tensor) -> Tensor:
-        padding = [p for size in reversed(volume.shape[2:]) for p in (0, -size % self.patch)]
+        sizes = zip(reversed(volume.shape[2:]), reversed(self.patch), strict=True)
+        padding = [p for size, patch in sizes for p in (0, -size % patch)]
         if any(padding):
             volume = F.pad(volume, padding)
         return self.norm(self.proj(volume).movedim(1, -1))
@@ -87,6 +94,77 @@ def add_branch(x: Tensor, branch: Tensor, keep: Tensor | None, rate: float) -> T
     # 16 bits would round 1 / (1 - rate) by up to .4 % and bias the expectation
     scale = keep.to(torch.promote_types(x.dtype, torch.float32)) / (1.0 - rate)
     return (x + branch * scale.reshape(-1, *(1,) * (x.ndim - 1))).to(x.dtype)
+
+
+def draw_keep(rate: float, key: Key | None, layer: int) -> Tensor | None:
+    """Which samples keep the branch ``layer`` of a network, (b,) bool; None, all of them, without key or rate."""
+    if key is None or rate == 0.0:
+        return None
+    return mk.random_keep(rate, key=key.at(mk.Role.DROP_PATH, layer=layer))
+
+
+def run(module: Callable[..., Any], *inputs: Any, recompute: bool) -> Any:
+    """module(*inputs); with ``recompute`` its activations are made again in the backward pass instead of being kept.
+
+    Everything random here is drawn from a key, so the second pass needs no generator state to draw what the first did.
+    """
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return module(*inputs)
+
+
+def per_axis(value: int | Sequence[int]) -> tuple[int, int, int]:
+    """One number per axis of a volume. ValueError for other counts, and for numbers below 1."""
+    found = (value,) * 3 if isinstance(value, int) else tuple(value)
+    if len(found) != 3 or min(found) < 1:
+        raise ValueError(f"expected one positive number or three, one per axis, got {value}")
+    return found
+
+
+def check_volume(volume: Tensor, channels: int, smallest: Sequence[int]) -> None:
+    """ValueError unless (b, channels, d, h, w) and no axis is shorter than ``smallest`` voxels."""
+    if volume.ndim != 5 or volume.shape[1] != channels:
+        raise ValueError(f"expected a volume (b, {channels}, d, h, w), got {tuple(volume.shape)}")
+    if any(size < least for size, least in zip(volume.shape[2:], smallest, strict=True)):
+        raise ValueError(
+            f"{tuple(volume.shape[2:])} voxels are too few for this network: every axis needs at least "
+            f"{tuple(smallest)}; pad the volume, or build the network with a smaller patch or fewer stages"
+        )
+
+
+def key_for_batch(key: Key | None, volume: Tensor) -> Key | None:
+    """The key with one global slot per sample, where the volume is. ValueError for another number of slots."""
+    if key is None:
+        return None
+    if key.sample is None:
+        return key._replace(sample=torch.arange(len(volume), device=volume.device))
+    if key.sample.shape != (len(volume),):
+        raise ValueError(
+            f"key.sample holds the global slot of every sample, ({len(volume)},) for this batch, got "
+            f"{tuple(key.sample.shape)}; for views stacked along the batch use Key.stack"
+        )
+    return key._replace(sample=key.sample.to(volume.device))
+
+
+def hide_tokens(x: Tensor, mask: Mask | None, fill: Tensor | None) -> Tensor:
+    """x (b, *grid, c) with the tokens of hidden cells replaced by ``fill`` (c,); x itself without a mask."""
+    if mask is None:
+        return x
+    if fill is None or fill.shape != x.shape[-1:]:
+        got = None if fill is None else tuple(fill.shape)
+        raise ValueError(f"a mask needs a fill, what hidden tokens become, of shape ({x.shape[-1]},), got {got}")
+    return torch.where(hidden_tokens(mask, x).unsqueeze(-1), fill.to(x.dtype), x)
+
+
+def hidden_tokens(mask: Mask, x: Tensor) -> Tensor:
+    """Which tokens of x (b, *grid, c) lie in hidden cells, (b, *grid) bool. ValueError for masks that do not fit."""
+    where = mask.where
+    if where.dtype != torch.bool or where.ndim != x.ndim - 1 or len(where) != len(x):
+        raise ValueError(
+            f"mask.where must be bool (b, *cells) with b = {len(x)} and {x.ndim - 2} axes of cells, got "
+            f"{tuple(where.shape)} of {where.dtype}"
+        )
+    return cells_to_tokens(where, x.shape[1:-1])
 
 
 def cell_size(tokens: Sequence[int], cells: Sequence[int]) -> int:

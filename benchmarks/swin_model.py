@@ -1,0 +1,138 @@
+"""A whole MONAI SwinTransformer on CPU, forward and backward, before and after ``mk.swin.accelerate``.
+
+    python benchmarks/swin_model.py              # appends rows to benchmarks/results/swin_model.jsonl
+    python benchmarks/swin_model.py --profile    # where the time of a step goes, before and after; writes nothing
+
+SMART's sizes: embedding 48, depths 2-2-8-2, heads 4-4-8-16, window 4, patch 2, at 64^3 with batch 2. Each row is one
+process with the allocator as it comes or told to keep its pages ("tuned"). Before a row is written, the accelerated
+model's output and gradients are compared with MONAI's in fp64, on a smaller volume.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+from monai.networks.nets.swin_unetr import SwinTransformer
+from rows import ROOT, append, environment
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from window_attention import TUNED
+
+import medfast_kernels as mk
+
+SIZES = {"in_chans": 1, "embed_dim": 48, "window_size": (4, 4, 4), "patch_size": (2, 2, 2), "depths": (2, 2, 8, 2),
+         "num_heads": (4, 4, 8, 16), "drop_path_rate": 0.0}  # fmt: skip
+BATCH, SIDE = 2, 64
+
+
+def step(model: nn.Module, volume: Tensor) -> list[Tensor]:
+    """The five maps of one forward pass and the gradients of a backward pass from all of them.
+
+    The cotangent of a map is its own square: one that is constant would end at the last LayerNorm.
+    """
+    maps = model(volume)
+    model.zero_grad(set_to_none=True)
+    torch.autograd.backward(maps, [m.detach() ** 2 for m in maps])
+    return [*maps, *[p.grad for p in model.parameters() if p.grad is not None]]
+
+
+def models() -> dict[str, nn.Module]:
+    torch.manual_seed(0)
+    theirs = SwinTransformer(**SIZES)
+    ours = copy.deepcopy(theirs)
+    left = [row for row in mk.swin.accelerate(ours) if row.new is None]
+    if left:
+        sys.exit(f"MONAI's attention was not swapped everywhere, no row is written: {left}")
+    return {"monai": theirs, "accelerated": ours}
+
+
+def check(contenders: dict[str, nn.Module]) -> None:
+    small = torch.randn(1, 1, 34, 32, 20, dtype=torch.float64)
+    expected, got = (step(copy.deepcopy(model).double(), small) for model in contenders.values())
+    for a, b in zip(got, expected, strict=True):
+        error = ((a - b).abs().max() / b.abs().max().clamp_min(1e-6)).item()
+        if error > 1e-8:
+            sys.exit(f"the accelerated model is wrong: relative error {error:.1e} in fp64; no row is written")
+
+
+def measure(rounds: int, allocator: str) -> list[dict]:
+    contenders = models()
+    check(contenders)
+    volume = torch.randn(BATCH, 1, SIDE, SIDE, SIDE)
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for run in range(rounds + 1):
+        for name, model in contenders.items():
+            begin = time.perf_counter()
+            step(model, volume)
+            if run:
+                times[name].append(1e3 * (time.perf_counter() - begin))
+    p50 = {name: statistics.median(values) for name, values in times.items()}
+    return [
+        {
+            **environment(), "allocator": allocator, "op": "swin_model", "backend": name,
+            "sizes": {"batch": BATCH, "volume": [SIDE] * 3, **SIZES}, "pass": "forward + backward", "dtype": "float32",
+            "ms_p50": round(value, 1), "rounds": rounds, "ratio": round(p50["monai"] / value, 3), "ratio_to": "monai",
+        }
+        for name, value in p50.items()
+    ]  # fmt: skip
+
+
+def peak(name: str) -> int:
+    """MB that one step adds to the resident memory of a process of its own."""
+    model, volume = models()[name], torch.randn(BATCH, 1, SIDE, SIDE, SIDE)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step(model, volume)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+
+
+def show_profile() -> None:
+    for name, model in models().items():
+        volume = torch.randn(BATCH, 1, SIDE, SIDE, SIDE)
+        step(model, volume)
+        with profile(activities=[ProfilerActivity.CPU]) as trace:
+            step(model, volume)
+        print(name, trace.key_averages().table(sort_by="self_cpu_time_total", row_limit=22), sep="\n")
+
+
+def run_apart(allocator: str, extra: dict[str, str], *arguments: str):
+    path = os.pathsep.join(filter(None, (str(ROOT / "kernels"), os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, __file__, "--one", allocator, *arguments]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path, **extra}, stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="MONAI's SwinTransformer on CPU, before and after accelerate.")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--one", metavar="ALLOCATOR", help=argparse.SUPPRESS)
+    parser.add_argument("--peak", metavar="MODEL", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.profile:
+        show_profile()
+    elif options.one:
+        print(json.dumps(peak(options.peak) if options.peak else measure(options.rounds, options.one)))
+    else:
+        shared = ["--rounds", str(options.rounds), "--threads", str(options.threads)]
+        for allocator, extra in (("default", {}), ("tuned", TUNED)):
+            rows = run_apart(allocator, extra, *shared)
+            for row in rows:
+                row["peak_mb"] = run_apart(allocator, extra, *shared, "--peak", row["backend"])
+                speed = f"{row['ms_p50']:8.1f} ms  x{row['ratio']}"
+                print(f"{allocator:<8} {row['backend']:<12} {speed}  {row['peak_mb']} MB")
+            append("swin_model", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Names of weights in public code and ours: what is called what, as data, and ``rename`` both ways.
+
+A pair is (ours, theirs), two runs of whole dotted segments that stand for each other; pairs are applied in their order,
+each to the first place where it fits. Tensors have the same shapes on both sides, so a name is all that changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+
+class Names(NamedTuple):
+    """pairs: (ours, theirs). unread: segments of what is left over when theirs are renamed and holds nothing for us."""
+
+    pairs: tuple[tuple[str, str], ...]
+    unread: tuple[str, ...] = ()
+
+
+_CONVS = tuple((f"conv{i}", f"conv{i}.conv") for i in (1, 2, 3))
+_MLP = (("mlp.fc1", "mlp.linear1"), ("mlp.fc2", "mlp.linear2"))
+
+MONAI_SWIN = Names(
+    (
+        *((f"stages.{i}.conv", f"layers{i + 1}c.0.layer") for i in range(4)),
+        *((f"stages.{i}", f"layers{i + 1}.0") for i in range(4)),
+        ("merge", "downsample"),
+        *_MLP,
+        *_CONVS,
+    ),
+    unread=("relative_position_index",),  # a buffer, computed from the window
+)
+
+MONAI_SWIN_UNETR = Names(
+    (
+        ("encoder", "swinViT"),
+        ("decoder.image", "encoder1.layer"),
+        *((f"decoder.skips.{i}", f"encoder{i + 2}.layer") for i in range(3)),
+        ("decoder.bottleneck", "encoder10.layer"),
+        *((f"decoder.ups.{i}.up", f"decoder{5 - i}.transp_conv.conv") for i in range(5)),
+        *((f"decoder.ups.{i}.block", f"decoder{5 - i}.conv_block") for i in range(5)),
+        ("head", "out.conv.conv"),
+        *MONAI_SWIN.pairs,
+    ),
+    unread=MONAI_SWIN.unread,
+)
+
+MONAI_VIT = Names(
+    (
+        ("patch_embed.proj", "patch_embedding.patch_embeddings"),
+        ("position", "patch_embedding.position_embeddings"),
+        ("cls", "cls_token"),
+        ("attn.proj", "attn.out_proj"),
+        ("unread_norm", "norm_cross_attn"),
+        *_MLP,
+    ),
+    unread=("unread_norm", "classification_head"),  # the norm never has a gradient there
+)
+
+MONAI_UNETR = Names(
+    (
+        ("encoder", "vit"),
+        ("image", "encoder1.layer"),
+        *((f"ladders.{i}.first", f"encoder{i + 2}.transp_conv_init.conv") for i in range(3)),
+        *((f"ladders.{i}.ups.{j}", f"encoder{i + 2}.blocks.{j}.0.conv") for i in range(3) for j in range(2 - i)),
+        *((f"ladders.{i}.blocks.{j}", f"encoder{i + 2}.blocks.{j}.1") for i in range(3) for j in range(2 - i)),
+        *((f"ups.{i}.up", f"decoder{5 - i}.transp_conv.conv") for i in range(4)),
+        *((f"ups.{i}.block", f"decoder{5 - i}.conv_block") for i in range(4)),
+        ("head", "out.conv.conv"),
+        *MONAI_VIT.pairs,
+        *_CONVS,
+    ),
+    unread=MONAI_VIT.unread,
+)
+
+
+def rename(state: Mapping[str, T], names: Names, *, export: bool = False) -> dict[str, T]:
+    """Their state dict under our names; with ``export`` ours under theirs. Values are handed on untouched.
+
+    Names that no pair touches stay as they are. ValueError where two of them become the same.
+    """
+    renamed: dict[str, T] = {}
+    for name, value in state.items():
+        new = _name(name, names, export)
+        if new in renamed:
+            raise ValueError(f"two weights would be called {new!r}, one of them {name!r} now: this is another network")
+        renamed[new] = value
+    return renamed
+
+
+def _name(name: str, names: Names, export: bool) -> str:
+    dotted = f".{name}."
+    for ours, theirs in names.pairs:
+        old, new = (ours, theirs) if export else (theirs, ours)
+        dotted = dotted.replace(f".{old}.", f".{new}.", 1)
+    return dotted.strip(".")
