@@ -1,9 +1,9 @@
 """Build the CUDA kernels of csrc/cuda into the library: kernels (.cu) by nvcc, operators (.cpp) by the C++ compiler.
 
 They are part of a build where there are nvcc and a GPU, or where MEDFAST_CUDA=1 asks for them: they run nowhere else,
-and take half a minute. The result carries the CUDA runtime in it, so it loads where there is no CUDA, in a CPU-only torch
-too: build it here, carry it to a GPU. What ptxas says of registers, spills and shared memory stands beside the objects,
-in ``<name>.ptxas.txt``.
+and take half a minute. The result carries the CUDA runtime in it, so it loads where there is no CUDA, in a CPU-only
+torch too: build it here, carry it to a GPU. What ptxas says of registers and spills stands beside the objects, in
+``<name>.ptxas.txt``.
 """
 
 from __future__ import annotations

@@ -121,7 +121,8 @@ def _pretrain(options: argparse.Namespace) -> None:
     _require(config.setdefault("data", {}), "store", "data.store=STORE", "the prepared volumes (medfast data prepare)")
     objective = configuration.build(config)
     train = configuration.train_settings(config)
-    stream = open_stream(config["data"], seed=train.seed, batch=train.batch, views=objective.views, split="train")
+    stream = open_stream(config["data"], seed=train.seed, batch=train.batch, views=objective.views, split="train",
+                         ahead=objective.ahead)  # fmt: skip
     pretrain(objective, config, stream, _open_holdout(config, objective.views))
 
 

@@ -31,7 +31,7 @@ _TABLES: dict[str, Mapping[str, Callable]] = {
     "backbone": {**BACKBONES, **NETWORKS},
     "mask": MASKS,
 }
-_GIVEN_BY_TRAINING = {"seed", "batch", "views", "split"}  # arguments of Stream that are no option of the data section
+_GIVEN_BY_TRAINING = {"seed", "batch", "views", "split", "ahead"}  # arguments of Stream that are no option of the data section
 _INIT = {"from": str | None, "part": str | None, "allow_partial": bool}
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")  # YAML 1.1 reads 1e-3 as a string
 
@@ -215,10 +215,13 @@ def _numbers(value: Any) -> Any:
     return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
 
 
-# What --tiny puts in place of a preset's sizes. Only sizes: the objective, its losses and its schedules stay.
+# What --tiny puts in place of a preset's sizes. Only sizes: the objective, its losses and its schedules stay. An
+# architecture whose constructor means other things by the same names has an entry of its own.
 TINY: dict[str, dict[str, Any]] = {
     "backbone": {"embed": 12, "depths": [2, 2, 2, 2], "heads": [1, 2, 4, 8], "sa_heads": 4},
-    "objective": {"prototypes": 256, "head_widths": [128, 128, 64]},
+    "vit": {"size": 64, "embed": 48, "depth": 2, "heads": 4},
+    "objective": {"prototypes": 256, "head_widths": [128, 128, 64], "decoder_width": 48, "decoder_depth": 2,
+                  "decoder_heads": 4},
     "data": {"size": 64},
     "train": {"batch": 2, "steps": 20, "validate_every": 0, "checkpoint_every": 20},
 }
@@ -233,7 +236,7 @@ def _shrink(config: dict[str, Any]) -> None:
     backbone = objective.get("backbone") or {}
     if backbone:
         accepted = hints(_resolve("objective.backbone", backbone, "backbone"))
-        for key, value in copy.deepcopy(TINY["backbone"]).items():
+        for key, value in copy.deepcopy(TINY.get(backbone["name"], TINY["backbone"])).items():
             if key in accepted:  # as many stages as the preset has
                 backbone[key] = value[: len(backbone.get(key, value))] if isinstance(value, list) else value
     for section in ("data", "train"):

@@ -7,7 +7,7 @@ Volumes are (b, c, d, h, w), or (b, c, h, w) in 2D. Feature maps are channels-la
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -229,6 +229,11 @@ class Objective(nn.Module):
     def cells(self, size: tuple[int, ...]) -> tuple[int, ...] | None:
         """Mask cells per axis of a view of ``size`` voxels, or None where it takes no masks."""
         return None
+
+    def ahead(self, size: tuple[int, ...]) -> Mapping[str, Callable[[Key], Tensor]]:
+        """Targets for views of ``size`` that the data pipeline makes on the host, ahead of time, because how long they
+        take only their draw knows: name -> function of the batch's key, stacked over the views, to (views * b, ...)."""
+        return {}
 
     def picture(self, batch: Batch) -> dict[str, tuple[Tensor, ...]]:
         """For reports: what there is of "reconstruction", "mask", "drop", "attention", one tensor per view, no grad."""

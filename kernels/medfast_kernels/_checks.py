@@ -21,16 +21,58 @@ def one_of(name: str, value: str, accepted: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}")
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What is computed in: fp32 for 16 bits."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def check_beside(name: str, value: Tensor, shape: tuple[int, ...], x: Tensor, of: str) -> None:
+    """Refuse a floating tensor that does not go with ``x``, which is the argument ``of``."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be a floating tensor, got {value.dtype}")
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
+    check_device(name, value, x, of)
+    if wide(value.dtype) != wide(x.dtype):
+        raise ValueError(
+            f"{name} must be {x.dtype} as {of} is, or fp32 where {of} has 16 bits, or 16 bits where {of} is fp32; "
+            f"got {value.dtype}"
+        )
+
+
+def check_device(name: str, value: Tensor, x: Tensor, of: str) -> None:
+    if value.device != x.device:
+        raise ValueError(f"{name} must be on the device of {of}, {x.device}, got {value.device}")
+
+
+def check_key(key: Key) -> None:
+    """Refuse what addresses no samples."""
+    if not isinstance(key, Key):
+        raise TypeError(f"key must be a medfast_kernels.Key, got {type(key).__name__}")
+    sample = key.sample
+    if sample is None:
+        raise ValueError("this draw needs key.sample, a (b,) int64 tensor of global slots; it is None")
+    if not isinstance(sample, Tensor) or sample.dtype != torch.int64 or sample.dim() != 1:
+        got = f"{sample.dtype} {tuple(sample.shape)}" if isinstance(sample, Tensor) else repr(sample)
+        raise ValueError(f"key.sample must be a (b,) int64 tensor of global slots, got {got}")
+    for name, word in (("step", key.step), ("stream", key.stream)):
+        if isinstance(word, Tensor) and word.numel() not in (1, len(sample)):
+            raise ValueError(f"key.{name} must hold one entry or {len(sample)}, got {tuple(word.shape)}")
+        if isinstance(word, (float, str)) or isinstance(word, Tensor) and word.is_floating_point():
+            raise TypeError(f"key.{name} must be an int or a tensor of integers, got {word!r}")
+
+
 def with_samples(key: Key | None, batch: int, device: torch.device) -> Key:
     """``key`` with its samples filled in: 0, 1, ... where there are none."""
     if key is None:
         raise ValueError("a draw needs key, a medfast_kernels.Key; got None")
-    if not isinstance(key, Key):
-        raise TypeError(f"key must be a medfast_kernels.Key, got {type(key).__name__}")
-    if key.sample is None:
-        return key._replace(sample=torch.arange(batch, device=device))
-    if tuple(key.sample.shape) != (batch,):
-        raise ValueError(f"key.sample must be (b,) = ({batch},), got {tuple(key.sample.shape)}")
+    if isinstance(key, Key) and key.sample is None:
+        key = key._replace(sample=torch.arange(batch, device=device))
+    check_key(key)
+    if len(key.sample) != batch:  # type: ignore[arg-type]
+        raise ValueError(f"key.sample must be (b,) = ({batch},), got {tuple(key.sample.shape)}")  # type: ignore[union-attr]
     return key
 
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ._checks import wide
+
 
 class Problem(NamedTuple):
     """One checked call: q (b, heads, dim), k and v (b, 1 + n, heads, dim) as given. dtype: what it is computed in."""
@@ -32,9 +34,9 @@ def check(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Pro
         raise ValueError(f"q needs at least one head and channel, got {tuple(q.shape)}")
     if not q.device == k.device == v.device:
         raise ValueError(f"q, k and v must be on one device, got {q.device}, {k.device} and {v.device}")
-    wide = {torch.promote_types(x.dtype, torch.float32) for x in (q, k, v)}
-    if len(wide) > 1:
+    dtypes = {wide(x.dtype) for x in (q, k, v)}
+    if len(dtypes) > 1:
         raise ValueError(f"q, k and v must all be fp64 or none, got {q.dtype}, {k.dtype} and {v.dtype}")
     if scale is not None and (not isinstance(scale, (int, float)) or isinstance(scale, bool)):
         raise TypeError(f"scale must be None or a float, got {type(scale).__name__}")
-    return Problem(q, k, v, q.shape[2] ** -0.5 if scale is None else float(scale), wide.pop())
+    return Problem(q, k, v, q.shape[2] ** -0.5 if scale is None else float(scale), dtypes.pop())

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import one_of, reads_values
+from ._checks import check_device, one_of, reads_values, wide
 
 WEIGHT_MODES = ("exp", "logit")
 
@@ -38,7 +38,7 @@ class Problem(NamedTuple):
     @property
     def dtype(self) -> torch.dtype:
         """Of the computation and of the loss."""
-        return torch.promote_types(self.z.dtype, torch.float32)
+        return wide(self.z.dtype)
 
 
 def check(
@@ -89,8 +89,7 @@ def _volume_ids(volume: Tensor | None, z: Tensor) -> Tensor | None:
         raise TypeError(f"volume must be None or a (volumes,) tensor of integer ids, int64 or int32, got {got}")
     if tuple(volume.shape) != (z.shape[1],):
         raise ValueError(f"volume must be (volumes,) = ({z.shape[1]},), got {tuple(volume.shape)}")
-    if volume.device != z.device:
-        raise ValueError(f"volume is on {volume.device} and z on {z.device}: they must be on one device")
+    check_device("volume", volume, z, "z")
     return volume.long()
 
 
@@ -108,7 +107,7 @@ def _anchors(anchors: tuple[int, int] | None, volumes: int) -> tuple[int, int]:
 
 @reads_values("normalised(Tensor z) -> Tensor")
 def _normalised(z: Tensor) -> None:
-    length = torch.linalg.vector_norm(z.detach().to(torch.promote_types(z.dtype, torch.float32)), dim=-1)
+    length = torch.linalg.vector_norm(z.detach().to(wide(z.dtype)), dim=-1)
     off = (length - 1).abs().nan_to_num(nan=math.inf)
     if off.max() > (1e-2 if torch.finfo(z.dtype).bits == 16 else 1e-3):
         at = tuple((off == off.max()).nonzero()[0].tolist())

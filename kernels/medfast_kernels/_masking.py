@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import one_of, with_samples, within
+from ._checks import check_device, one_of, with_samples, within
 from .key import Key
 
 HINT_MODES = ("random", "top")
@@ -110,8 +110,7 @@ def _check_shares(attention, ratio, hint, hint_ratio, hint_mode: str, order: str
             if tuple(share.shape) != attention.shape[:1] or not share.is_floating_point():
                 got = f"{share.dtype} {tuple(share.shape)}"
                 raise ValueError(f"{name} must be a float or a floating ({len(attention)},) tensor, got {got}")
-            if share.device != attention.device:
-                raise ValueError(f"{name} must be on the device of attention, {attention.device}, got {share.device}")
+            check_device(name, share, attention, "attention")
         elif not (share is None and name == "hint_ratio") and not isinstance(share, (int, float)):
             raise TypeError(f"{name} must be a float, got {type(share).__name__}")
     within(hint, "hint", 0.0, 1.0)

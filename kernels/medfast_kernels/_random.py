@@ -3,23 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from ._checks import INTEGER
+from ._checks import INTEGER, check_key
 from .key import Key
-
-
-def check_key(key: Key) -> None:
-    if not isinstance(key, Key):
-        raise TypeError(f"key must be a medfast_kernels.Key, got {type(key).__name__}")
-    if key.sample is None:
-        raise ValueError("this draw needs key.sample, a (b,) int64 tensor of global slots; it is None")
-    if not isinstance(key.sample, Tensor) or key.sample.dtype != torch.int64 or key.sample.dim() != 1:
-        got = f"{key.sample.dtype} {tuple(key.sample.shape)}" if isinstance(key.sample, Tensor) else repr(key.sample)
-        raise ValueError(f"key.sample must be a (b,) int64 tensor of global slots, got {got}")
-    for name, word in (("step", key.step), ("stream", key.stream)):
-        if isinstance(word, Tensor) and word.numel() not in (1, len(key.sample)):
-            raise ValueError(f"key.{name} must hold one entry or {len(key.sample)}, got {tuple(word.shape)}")
 
 
 def check_count(name: str, count: int) -> None:

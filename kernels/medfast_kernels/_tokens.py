@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import INTEGER, reads_values
+from ._checks import INTEGER, check_beside, check_device, reads_values
 
 
 class Drop(NamedTuple):
@@ -27,17 +27,11 @@ class Restore(NamedTuple):
     fill: Tensor
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """What sums are made in: fp32 for 16 bits."""
-    return torch.promote_types(dtype, torch.float32)
-
-
 def check_drop(x: Tensor, ids: Tensor, position: Tensor | None) -> Drop:
     _rows("x", x, "(b, n, d)")
-    _same("ids", ids, x, "x")
     if position is not None:
-        _beside("position", position, (x.shape[1], x.shape[2]), x, "x")
-    return Drop(x, _ids(ids, x.shape[0], None, x.shape[1]), position)
+        check_beside("position", position, (x.shape[1], x.shape[2]), x, "x")
+    return Drop(x, _ids(ids, None, x.shape[1], x, "x"), position)
 
 
 def check_restore(y: Tensor, ids: Tensor, n: int, fill: Tensor) -> Restore:
@@ -46,9 +40,8 @@ def check_restore(y: Tensor, ids: Tensor, n: int, fill: Tensor) -> Restore:
         raise TypeError(f"n must be an int, the number of tokens of a sample, got {type(n).__name__}")
     if n < y.shape[1]:
         raise ValueError(f"n must be at least the {y.shape[1]} tokens that are kept, got {n}")
-    _same("ids", ids, y, "y")
-    _beside("fill", fill, (y.shape[2],), y, "y")
-    return Restore(y, _ids(ids, y.shape[0], y.shape[1], n), n, fill)
+    check_beside("fill", fill, (y.shape[2],), y, "y")
+    return Restore(y, _ids(ids, y.shape[1], n, y, "y"), n, fill)
 
 
 def _rows(name: str, x: Tensor, shape: str) -> None:
@@ -58,31 +51,12 @@ def _rows(name: str, x: Tensor, shape: str) -> None:
         raise ValueError(f"{name} must be {shape}, got {tuple(x.shape)}")
 
 
-def _same(name: str, value: Tensor, x: Tensor, of: str) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-    if value.device != x.device:
-        raise ValueError(f"{name} must be on the device of {of}, {x.device}, got {value.device}")
-
-
-def _beside(name: str, value: Tensor, shape: tuple[int, ...], x: Tensor, of: str) -> None:
-    _same(name, value, x, of)
-    if not value.is_floating_point():
-        raise TypeError(f"{name} must be a floating tensor, got {value.dtype}")
-    if tuple(value.shape) != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
-    if wide(value.dtype) != wide(x.dtype):
-        raise ValueError(
-            f"{name} must be {x.dtype} as {of} is, or fp32 where {of} has 16 bits, or 16 bits where {of} is fp32; "
-            f"got {value.dtype}"
-        )
-
-
-def _ids(ids: Tensor, batch: int, count: int | None, n: int) -> Tensor:
-    if ids.dtype != torch.int64:
-        raise TypeError(f"ids must be int64, got {ids.dtype}")
-    if ids.dim() != 2 or ids.shape[0] != batch or (count is not None and ids.shape[1] != count):
-        expected = f"({batch}, {'count' if count is None else count})"
+def _ids(ids: Tensor, count: int | None, n: int, x: Tensor, of: str) -> Tensor:
+    if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
+        raise TypeError(f"ids must be an int64 tensor, got {getattr(ids, 'dtype', type(ids).__name__)}")
+    check_device("ids", ids, x, of)
+    if ids.dim() != 2 or ids.shape[0] != len(x) or (count is not None and ids.shape[1] != count):
+        expected = f"({len(x)}, {'count' if count is None else count})"
         raise ValueError(f"ids must be (b, count) = {expected}, got {tuple(ids.shape)}")
     if ids.shape[1] > n:
         raise ValueError(f"ids must be distinct in [0, {n}), got {ids.shape[1]} of them")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import one_of, with_samples
+from ._checks import check_beside, check_device, one_of, with_samples
 from .key import Key
 
 PADS = ("bias", "mask")
@@ -86,8 +86,9 @@ def check(
     effective = tuple(g if c else w for g, w, c in zip(grid, full, clipped, strict=True))
     shift = tuple(0 if c else s for s, c in zip(shift, clipped, strict=True))
     padded = tuple(-(-g // w) * w for g, w in zip(grid, effective, strict=True))
-    _check_bias(bias, heads, full, math.prod(effective))
-    _check_tensor("pad_value", pad_value, (3, heads, dim))
+    _check_bias(bias, heads, full, math.prod(effective), qkv)
+    if pad_value is not None:
+        check_beside("pad_value", pad_value, (3, heads, dim), qkv, "qkv")
     if not isinstance(dropout, (int, float)):
         raise TypeError(f"dropout must be a number, got {type(dropout).__name__}")
     if not 0.0 <= dropout < 1.0:
@@ -96,8 +97,10 @@ def check(
         raise TypeError(f"keep must be a (b,) bool tensor, got {getattr(keep, 'dtype', type(keep).__name__)}")
     if keep is not None and tuple(keep.shape) != (batch,):
         raise ValueError(f"keep must be (b,) = ({batch},), got {tuple(keep.shape)}")
+    if keep is not None:
+        check_device("keep", keep, qkv, "qkv")
     return Problem(
-        qkv, bias, grid, effective, full, shift, padded, _scale(scale, cosine, heads, dim), bool(cosine), pad,
+        qkv, bias, grid, effective, full, shift, padded, _scale(scale, cosine, qkv), bool(cosine), pad,
         pad_value, bias_index, float(dropout), keep, with_samples(key, batch, qkv.device) if dropout else None,
     )  # fmt: skip
 
@@ -113,18 +116,18 @@ def _per_axis(name: str, value: int | Sequence[int], axes: int, least: int) -> t
     return values
 
 
-def _scale(scale: float | Tensor | None, cosine: bool, heads: int, dim: int) -> float | Tensor:
+def _scale(scale: float | Tensor | None, cosine: bool, qkv: Tensor) -> float | Tensor:
     if scale is None:
-        return 1.0 if cosine else dim**-0.5
+        return 1.0 if cosine else qkv.shape[-1] ** -0.5
     if isinstance(scale, Tensor):
-        _check_tensor("scale", scale, (heads,))
+        check_beside("scale", scale, (qkv.shape[-2],), qkv, "qkv")
         return scale
     if not isinstance(scale, (int, float)):
         raise TypeError(f"scale must be None, a float or a (heads,) tensor, got {type(scale).__name__}")
     return float(scale)
 
 
-def _check_bias(bias: Tensor | None, heads: int, full: tuple[int, ...], tokens: int) -> None:
+def _check_bias(bias: Tensor | None, heads: int, full: tuple[int, ...], tokens: int, qkv: Tensor) -> None:
     if bias is None:
         return
     rows = math.prod([2 * w - 1 for w in full])
@@ -135,15 +138,7 @@ def _check_bias(bias: Tensor | None, heads: int, full: tuple[int, ...], tokens: 
             f"bias must be a table ({rows}, {heads}) = (prod(2 * window - 1), heads) or dense "
             f"({heads}, {tokens}, {tokens}) = (heads, N, N), got {tuple(bias.shape)}"
         )
-
-
-def _check_tensor(name: str, value: Tensor | None, shape: tuple[int, ...]) -> None:
-    if value is None:
-        return
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        raise TypeError(f"{name} must be a floating tensor, got {getattr(value, 'dtype', type(value).__name__)}")
-    if tuple(value.shape) != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
+    check_beside("bias", bias, tuple(bias.shape), qkv, "qkv")
 
 
 def bias_rows(problem: Problem, device: torch.device) -> Tensor:

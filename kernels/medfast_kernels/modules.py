@@ -63,7 +63,7 @@ class WindowAttention(nn.Module):
         shape = (3, self.heads, -1)
         out = window_attention(
             self.qkv(x).unflatten(-1, shape),
-            self.relative_position_bias_table,
+            self.bias_table(),
             window=self.window,
             shift=self.shift,
             pad_value=None if self.qkv.bias is None else self.qkv.bias.view(shape),
@@ -74,6 +74,10 @@ class WindowAttention(nn.Module):
             key=key,
         )
         return self.proj(out)
+
+    def bias_table(self) -> Tensor:
+        """The rows as the operator wants them; subclasses may keep theirs in another order."""
+        return self.relative_position_bias_table
 
 
 class ClassAttention(nn.Module):

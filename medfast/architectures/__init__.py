@@ -7,13 +7,33 @@ from collections.abc import Callable
 
 from medfast.types import Backbone, Network
 
+from .dae_former import DAEEncoder, DAEFormer
+from .nnformer import NNFormer, NNFormerEncoder
+from .resnet import ResNet50
 from .smit_unet import smit_unet
 from .swin import Swin
 from .swin_unetr import SwinUNet, swin_unetr
+from .swinfuse import SwinFUSE
 from .unetr import UNETR
 from .vit import ViT
 
-__all__ = ["BACKBONES", "NETWORKS", "UNETR", "Swin", "SwinUNet", "ViT"]
+__all__ = [
+    "BACKBONES", "NETWORKS", "UNETR", "DAEEncoder", "DAEFormer", "NNFormer", "NNFormerEncoder", "ResNet50", "Swin",
+    "SwinFUSE", "SwinUNet", "ViT",
+]  # fmt: skip
 
-BACKBONES: dict[str, Callable[..., Backbone]] = {"swin": Swin, "vit": ViT}
-NETWORKS: dict[str, Callable[..., Network]] = {"swin_unetr": swin_unetr, "smit_unet": smit_unet, "unetr": UNETR}
+BACKBONES: dict[str, Callable[..., Backbone]] = {
+    "swin": Swin,
+    "swinfuse": SwinFUSE,
+    "vit": ViT,
+    "nnformer": NNFormerEncoder,
+    "dae_former": DAEEncoder,
+    "resnet50": ResNet50,
+}
+NETWORKS: dict[str, Callable[..., Network]] = {
+    "swin_unetr": swin_unetr,
+    "smit_unet": smit_unet,
+    "unetr": UNETR,
+    "nnformer": NNFormer,
+    "dae_former": DAEFormer,
+}

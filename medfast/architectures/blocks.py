@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -64,7 +65,31 @@ class PatchMerging(nn.Module):
         padding = [p for size in reversed(x.shape[1:-1]) for p in (0, size % 2)]
         if any(padding):
             x = F.pad(x, [0, 0, *padding])
-        return self.reduction(self.norm(torch.cat([x[:, i::2, j::2, k::2] for i, j, k in self.order], dim=-1)))
+        return self.reduction(self.norm(_Neighbours.apply(x, self.order)))
+
+
+class _Neighbours(torch.autograd.Function):
+    """x (b, *grid, c), even axes -> (b, *grid / 2, 8c): the neighbours at offsets ``order`` side by side.
+
+    What autograd makes of slices fills a whole map with zeros for each of the eight and adds them up; here every entry
+    of the gradient is written once.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, order: tuple[tuple[int, int, int], ...]) -> Tensor:
+        ctx.order, ctx.shape = order, x.shape
+        return torch.cat([x[:, i::2, j::2, k::2] for i, j, k in order], dim=-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):  # type: ignore[override]
+        parts = gradient.chunk(len(ctx.order), dim=-1)
+        once = len(set(ctx.order)) == len(ctx.order)
+        whole = gradient.new_empty(ctx.shape) if once else gradient.new_zeros(ctx.shape)
+        for (i, j, k), part in zip(ctx.order, parts, strict=True):
+            place = whole[:, i::2, j::2, k::2]
+            place.copy_(part) if once else place.add_(part)
+        return whole, None
 
 
 class MLP(nn.Module):
@@ -122,9 +147,10 @@ def per_axis(value: int | Sequence[int]) -> tuple[int, int, int]:
 
 
 def check_volume(volume: Tensor, channels: int, smallest: Sequence[int]) -> None:
-    """ValueError unless (b, channels, d, h, w) and no axis is shorter than ``smallest`` voxels."""
-    if volume.ndim != 5 or volume.shape[1] != channels:
-        raise ValueError(f"expected a volume (b, {channels}, d, h, w), got {tuple(volume.shape)}")
+    """ValueError unless (b, channels, d, h, w), or (b, channels, h, w), and no axis is shorter than ``smallest``."""
+    if volume.ndim != 2 + len(smallest) or volume.shape[1] != channels:
+        axes = ", ".join("dhw"[-len(smallest) :])
+        raise ValueError(f"expected a volume (b, {channels}, {axes}), got {tuple(volume.shape)}")
     if any(size < least for size, least in zip(volume.shape[2:], smallest, strict=True)):
         raise ValueError(
             f"{tuple(volume.shape[2:])} voxels are too few for this network: every axis needs at least "
@@ -154,6 +180,20 @@ def hide_tokens(x: Tensor, mask: Mask | None, fill: Tensor | None) -> Tensor:
         got = None if fill is None else tuple(fill.shape)
         raise ValueError(f"a mask needs a fill, what hidden tokens become, of shape ({x.shape[-1]},), got {got}")
     return torch.where(hidden_tokens(mask, x).unsqueeze(-1), fill.to(x.dtype), x)
+
+
+def blank_voxels(volume: Tensor, mask: Mask | None, patch: Sequence[int]) -> Tensor:
+    """volume (b, c, *size) with zeros where tokens of ``patch`` voxels are hidden; the volume itself without a mask.
+
+    For embeddings whose patches overlap: else hidden voxels show at the edges of visible tokens.
+    """
+    if mask is None:
+        return volume
+    grid = [-(-size // p) for size, p in zip(volume.shape[2:], patch, strict=True)]
+    where = hidden_tokens(mask, volume.new_empty(len(volume), *grid, 0))
+    for axis, (size, p) in enumerate(zip(volume.shape[2:], patch, strict=True), start=1):
+        where = where.repeat_interleave(p, dim=axis).narrow(axis, 0, size)
+    return volume.masked_fill(where.unsqueeze(1), 0.0)
 
 
 def hidden_tokens(mask: Mask, x: Tensor) -> Tensor:

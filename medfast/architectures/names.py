@@ -33,18 +33,49 @@ MONAI_SWIN = Names(
     unread=("relative_position_index",),  # a buffer, computed from the window
 )
 
-MONAI_SWIN_UNETR = Names(
+_UNET = (
+    ("decoder.image", "encoder1.layer"),
+    *((f"decoder.skips.{i}", f"encoder{i + 2}.layer") for i in range(3)),
+    ("decoder.bottleneck", "encoder10.layer"),
+    *((f"decoder.ups.{i}.up", f"decoder{5 - i}.transp_conv.conv") for i in range(5)),
+    *((f"decoder.ups.{i}.block", f"decoder{5 - i}.conv_block") for i in range(5)),
+    ("head", "out.conv.conv"),
+)
+
+MONAI_SWIN_UNETR = Names((("encoder", "swinViT"), *_UNET, *MONAI_SWIN.pairs), unread=MONAI_SWIN.unread)
+
+# model_swinvit.pt, the encoder that MONAI's SwinUNETR.load_from reads: pretrained under DataParallel, MLPs as in timm
+MONAI_SWINVIT = Names(
+    (("encoder", "module"), *(pair for pair in MONAI_SWIN.pairs if pair not in _MLP)),
+    unread=(*MONAI_SWIN.unread, "rotation_head", "rotation_pre", "contrastive_head", "contrastive_pre", "convTrans3d"),
+)
+
+# SMIT's Trans_Unetr, and the "transformer" of its pretraining networks
+SMIT = Names(
     (
-        ("encoder", "swinViT"),
-        ("decoder.image", "encoder1.layer"),
-        *((f"decoder.skips.{i}", f"encoder{i + 2}.layer") for i in range(3)),
-        ("decoder.bottleneck", "encoder10.layer"),
-        *((f"decoder.ups.{i}.up", f"decoder{5 - i}.transp_conv.conv") for i in range(5)),
-        *((f"decoder.ups.{i}.block", f"decoder{5 - i}.conv_block") for i in range(5)),
-        ("head", "out.conv.conv"),
-        *MONAI_SWIN.pairs,
+        *((f"encoder.tap_norms.{i}", f"transformer.norm{i}") for i in range(4)),
+        *((f"encoder.stages.{i}", f"transformer.layers.{i}") for i in range(4)),
+        ("encoder", "transformer"),
+        ("merge", "downsample"),
+        *_UNET,
+        *_CONVS,
     ),
-    unread=MONAI_SWIN.unread,
+    unread=("relative_position_index", "mask_token"),  # the mask token is the objective's
+)
+
+NNFORMER = Names(
+    (
+        ("encoder.patch_embed.first", "model_down.patch_embed.proj1"),
+        ("encoder.patch_embed.second", "model_down.patch_embed.proj2"),
+        *((f"encoder.norms.{i}", f"model_down.norm{i}") for i in range(4)),
+        *((f"encoder.stages.{i}", f"model_down.layers.{i}") for i in range(4)),
+        ("encoder", "model_down"),
+        ("down", "downsample"),
+        *((f"decoder.{i}", f"decoder.layers.{i}") for i in range(3)),
+        ("expand", "Upsample"),
+        *((f"heads.{i}", f"final.{i}.up") for i in range(3)),
+    ),
+    unread=("relative_position_index",),
 )
 
 MONAI_VIT = Names(

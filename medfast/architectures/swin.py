@@ -157,9 +157,15 @@ class Swin(nn.Module):
         then. key: addresses the drops of whole branches; ``key.sample`` is (b,), or None for 0 ... b - 1. Raises
         ValueError for volumes, masks and keys that do not fit.
         """
+        return self.encode(self.tokens(volume, mask, fill), key_for_batch(key, volume))
+
+    def tokens(self, volume: Tensor, mask: Mask | None, fill: Tensor | None) -> Tensor:
+        """The embedding (b, *tokens, embed), hidden tokens replaced: first half of ``forward``."""
         check_volume(volume, self.in_channels, (self.strides[-1] // 2,) * 3)
-        key = key_for_batch(key, volume)
-        x = hide_tokens(self.patch_embed(volume), mask, fill)
+        return hide_tokens(self.patch_embed(volume), mask, fill)
+
+    def encode(self, x: Tensor, key: Key | None) -> Features:
+        """The stages over an embedding x, whose key holds a slot per sample: second half of ``forward``."""
         embedded, before, after = x, [], []
         for stage in self.stages:
             wide, x = run(stage, x, key, recompute=self.checkpoint)

@@ -25,7 +25,9 @@ SLOPE = 0.01  # of LeakyReLU, everywhere
 class Conv(nn.Conv3d):
     """Convolution of a channels-last map (b, *grid, width) -> (b, *ceil(grid / stride), out), no bias unless asked."""
 
-    def __init__(self, width: int, out: int, kernel: int, bias: bool = False, stride: int | Sequence[int] = 1, dilation: int = 1):
+    def __init__(
+        self, width: int, out: int, kernel: int, bias: bool = False, stride: int | Sequence[int] = 1, dilation: int = 1
+    ):
         super().__init__(width, out, kernel, per_axis(stride), dilation * (kernel // 2), dilation, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,8 +42,8 @@ class Conv(nn.Conv3d):
 class Up(nn.ConvTranspose3d):
     """Transposed convolution of a channels-last map: every token becomes a block of ``factor`` tokens."""
 
-    def __init__(self, width: int, out: int, factor: int | Sequence[int] = 2):
-        super().__init__(width, out, per_axis(factor), per_axis(factor), bias=False)
+    def __init__(self, width: int, out: int, factor: int | Sequence[int] = 2, bias: bool = False):
+        super().__init__(width, out, per_axis(factor), per_axis(factor), bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.movedim(-1, 1)).movedim(1, -1)

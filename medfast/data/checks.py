@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from medfast.data.nifti import Bad, Image
+from medfast.data.image import Bad, Image
 from medfast.data.resample import AIR, TOP
 
 __all__ = ["LIMITS", "body_box", "check_geometry", "check_hounsfield", "check_stored", "fingerprint", "hounsfield"]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medfast.data.nifti import Bad
+from medfast.data.image import Bad
 from medfast.data.store import (
     FORMAT,
     NEEDED,

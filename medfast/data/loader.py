@@ -11,7 +11,7 @@ import inspect
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,6 +23,7 @@ import medfast_kernels as mk
 from medfast.types import Batch
 from medfast_kernels import Key, Role
 
+from . import cutout as cutting
 from . import plan as planning
 from .executor_dali import DaliExecutor
 from .executor_torch import TorchExecutor
@@ -30,6 +31,8 @@ from .store import DataError, Store
 from .threads import one_thread
 
 __all__ = ["Stream", "open_stream"]
+
+Ahead = Callable[[tuple[int, ...]], Mapping[str, Callable[[Key], Tensor]]]
 
 AIR = -1024  # HU outside a volume
 _SPLITS = ("train", "holdout")
@@ -56,9 +59,11 @@ class Stream:
     of 1, applied once. parent: views are cut inside a common box of this many times the size, a number or [low, high]
     drawn per axis. zoom: views cover [low, high] times the size, drawn per axis, and are resized (trilinear).
     intensity: {name: {p, range}}, see ``intensity``. foreground: keep views inside the body box, or around it where
-    they are larger. executor: "torch" or "dali"; same views within 2e-4. workers: threads that work ahead, 0 for none.
+    they are larger. rotate, flip: quarter turns and flips in the plane of the last two axes, in all views or as one
+    says for each; cutout: RCR's, true or {share, side, swap}, see ``cutout``. executor: "torch" or "dali"; same views within 2e-4. workers: threads that work ahead, 0 for none.
     holdout: share of volumes kept from training. The rest comes from training: seed, batch (global, samples a step),
-    views, split ("train" or "holdout").
+    views, split ("train" or "holdout"), ahead (of a view's size: target name -> function of the stacked key, see
+    ``Objective.ahead``).
 
     waited: seconds the consumer of ``run`` has waited. note: a sentence about the split that the user should read, or
     None. volumes: ids of this split. Volumes shorter than a view are padded with -1024 HU and marked in
@@ -68,12 +73,15 @@ class Stream:
     def __init__(
         self, store: str | Path, *, size: int | Sequence[int], window: Sequence[float] = (-500.0, 500.0),
         parent: float | Sequence[float] | None = None, zoom: Sequence[float] | None = None,
-        intensity: dict | None = None, foreground: bool = False, executor: str = "torch", workers: int = 1,
+        intensity: dict | None = None, foreground: bool = False, rotate: bool | Sequence[bool] = False,
+        flip: bool | Sequence[bool] = False, cutout: dict | bool | None = None, executor: str = "torch", workers: int = 1,
         holdout: float = 0.05, seed: int = 0, batch: int = 1, views: int = 2, split: str = "train",
+        ahead: Ahead | None = None,
     ):  # fmt: skip
         self.recipe = planning.recipe(
-            size=size, views=views, parent=parent, zoom=zoom, intensity=intensity, foreground=foreground
-        )
+            size=size, views=views, parent=parent, zoom=zoom, intensity=intensity, foreground=foreground,
+            rotate=rotate, flip=flip, cutout=cutout,
+        )  # fmt: skip
         _check(window=window, executor=executor, workers=workers, holdout=holdout, batch=batch, split=split)
         self.store = Store(store)
         if not len(self.store):
@@ -91,6 +99,7 @@ class Stream:
         self._bodies = np.array([records[i]["body"] for i in self._members], dtype=np.int64)
         self.waited = 0.0
         self._local, self._pools = threading.local(), []
+        self._ahead = {} if ahead is None else ahead(self.recipe.size)
         self._make()  # a missing DALI is reported now, not by the first batch
 
     def batch(self, step: int, slots: Sequence[int] | Tensor) -> Batch:
@@ -101,20 +110,53 @@ class Stream:
         rows = torch.as_tensor(slots, dtype=torch.int64).reshape(-1)
         if not len(rows) or int(rows.min()) < 0 or int(rows.max()) >= self.batch_size:
             raise ValueError(f"slots must be in [0, batch) = [0, {self.batch_size}), at least one, got {rows.tolist()}")
+        views, plan = self._views(step, rows)
+        params = {name: torch.from_numpy(value) for name, value in {**plan.params, **plan.turns}.items()}
+        params["volume"] = torch.from_numpy(self._members[plan.volume])
+        boxes = torch.from_numpy(plan.boxes.astype(np.float32))
+        key, marks, targets = Key(self.seed, step, rows), self._mark(views, plan), {}
+        with one_thread():
+            for name, make in self._ahead.items():
+                targets[name] = make(key.stack(len(views))).chunk(len(views))
+            if self.recipe.cutout is not None:
+                targets["uncut"], views = views, self._cut_out(views, step, rows)
+        return Batch(views, boxes, key, marks, params, targets)
+
+    @property
+    def gives(self) -> frozenset[str]:
+        """Names in ``params`` and ``targets`` of its batches that an objective may need."""
+        turns = {name for name, on in (("rotation", self.recipe.rotate), ("flip", self.recipe.flip)) if any(on)}
+        return frozenset({*turns, *self._ahead, *(["uncut"] if self.recipe.cutout else [])})
+
+    def _views(self, step: int, rows: Tensor) -> tuple[tuple[Tensor, ...], planning.Plan]:
+        """Views of these slots as the plan has them, before any cut-out, and the plan."""
         plan = planning.plan(self.recipe, self._shapes, self._bodies, seed=self.seed, batch=self.batch_size, step=step,
                              slots=rows, stream=self._stream)  # fmt: skip
-        places = [(int(plan.volume[i]), plan.start[i, v], plan.extent[i, v])
-                 for v in range(self.recipe.views) for i in range(len(rows))]  # fmt: skip
+        places = [(i, v) for v in range(self.recipe.views) for i in range(len(rows))]
         numbers = {name: value.T.ravel() for name, value in plan.params.items()}
         with one_thread():
-            made = self._make()([self._cut(*place) for place in places], numbers)
+            made = self._make()([
+                plan.oriented(self._cut(int(plan.volume[i]), plan.start[i, v], plan.extent[i, v]), i, v)
+                for i, v in places
+            ], numbers)  # fmt: skip
         views = tuple(made.reshape(self.recipe.views, len(rows), 1, *self.recipe.size).unbind(0))
         if "noise" in plan.params:
             self._add_noise(views, rows, step, torch.from_numpy(plan.params["noise"]))
-        params = {name: torch.from_numpy(value) for name, value in plan.params.items()}
-        params["volume"] = torch.from_numpy(self._members[plan.volume])
-        boxes = torch.from_numpy(plan.boxes.astype(np.float32))
-        return Batch(views, boxes, Key(self.seed, step, rows), self._mark(views, plan), params)
+        return views, plan
+
+    def _cut_out(self, views: Sequence[Tensor], step: int, rows: Tensor) -> tuple[Tensor, ...]:
+        """The views with RCR's boxes in them. A partner may be any slot of the step, so a rank makes its views again."""
+        wanted, settings = cutting.partners(Key(self.seed, step, rows), self.batch_size, self._stream), self.recipe.cutout
+        swaps = [i for i in range(len(rows)) if settings.swap and wanted[i] != int(rows[i])]
+        others = self._views(step, torch.from_numpy(wanted[swaps]))[0] if swaps else ()
+        return tuple(
+            torch.stack([
+                cutting.cut(view[i], others[v][swaps.index(i)] if i in swaps else None, settings,
+                            Key(self.seed, step, rows[i : i + 1]), v, self._stream)
+                for i in range(len(rows))
+            ])
+            for v, view in enumerate(views)
+        )  # fmt: skip
 
     def run(self, schedule: Iterable[tuple[int, Sequence[int] | Tensor]]) -> Iterator[Batch]:
         """The batches of ``schedule``, pairs (step, slots), in its order, made up to workers + 1 batches ahead."""
@@ -196,6 +238,8 @@ class Stream:
         for v, view in enumerate(views):
             found = [planning.valid(plan.start[i, v], plan.extent[i, v], self._shapes[m], self.recipe.size)
                      for i, m in enumerate(plan.volume)]  # fmt: skip
+            found = [None if mark is None else torch.from_numpy(plan.oriented(mark.numpy(), i, v))
+                     for i, mark in enumerate(found)]  # fmt: skip
             for row, mark in enumerate(found):
                 if mark is not None:
                     view[row, 0].masked_fill_(~mark, floor)
@@ -219,11 +263,13 @@ def _check(*, window, executor, workers, holdout, batch, split) -> None:
         raise ValueError(f"split is one of {list(_SPLITS)}, got {split!r}")
 
 
-def open_stream(data: dict, *, seed: int, batch: int, views: int, split: str) -> Stream:
+def open_stream(
+    data: dict, *, seed: int, batch: int, views: int, split: str, ahead: Ahead | None = None
+) -> Stream:
     """The stream of a configuration's data section, whose keys are ``Stream``'s. ValueError names an unknown key."""
-    given = {"seed", "batch", "views", "split"}
+    given = {"seed", "batch", "views", "split", "ahead"}
     known = set(inspect.signature(Stream).parameters) - given
     unknown, missing = sorted(set(data) - known), sorted({"store", "size"} - set(data))
     if unknown or missing:
         raise ValueError(f"data: unknown {unknown}, missing {missing}; it takes {sorted(known)}")
-    return Stream(**data, seed=seed, batch=batch, views=views, split=split)
+    return Stream(**data, seed=seed, batch=batch, views=views, split=split, ahead=ahead)

@@ -12,50 +12,23 @@ from __future__ import annotations
 import hashlib
 import io
 import zlib
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
+from medfast.data.image import MAX_SHEAR, Bad, Image, oriented
+
 try:
     from isal import isal_zlib as inflater  # type: ignore[import-not-found]  # twice as fast as zlib
 except ImportError:
     inflater = zlib
 
-__all__ = ["Bad", "Image", "parse", "read"]
+__all__ = ["inflate", "parse", "read", "take"]
 
 CHUNK = 1 << 16  # bytes; what follows the end of a gzip member is copied, so a member must not be handed all the rest
 MAX_CONFLICT = 0.01  # share of a voxel by which qform, sform and pixdim may differ
-MAX_SHEAR = 0.01  # cosine between two axes that should be orthogonal
-MAX_ANGLE = 5.0  # degrees off the body's axes before an image is noted as oblique
-
-
-class Bad(ValueError):
-    """A file that must not be trained on. kind: the class of the fault, one word, part of the public interface."""
-
-    def __init__(self, kind: str, message: str):
-        super().__init__(message)
-        self.kind = kind
-
-
-@dataclass
-class Image:
-    """Decoded file.
-
-    stored: (d, h, w) view of the stored numbers, HU = stored * slope + inter. affine: 4x4, (d, h, w, 1) to RAS mm.
-    spacing: mm (d, h, w). orientation: axis codes of the file's own order. angle: degrees off the body's axes.
-    """
-
-    stored: np.ndarray
-    slope: float
-    inter: float
-    affine: np.ndarray
-    spacing: np.ndarray
-    orientation: str
-    angle: float
-    notes: list[str] = field(default_factory=list)
 
 
 def read(file: Path) -> tuple[str, bytes]:
@@ -64,20 +37,27 @@ def read(file: Path) -> tuple[str, bytes]:
     return hashlib.sha256(data).hexdigest(), data
 
 
-def parse(data: bytes) -> Image:
-    """Image in the bytes of a .nii or .nii.gz, told apart by content and not by name. Raises Bad."""
+def parse(data: bytes, channels: int | None = None) -> Image:
+    """Image in the bytes of a .nii or .nii.gz, told apart by content and not by name. Raises Bad.
+
+    channels: how many volumes the fourth axis must hold; None takes three axes only.
+    """
     data = inflate(data)
     header = _header(data)
     notes: list[str] = []
-    shape, dtype = _shape(header), _dtype(header)
+    shape, dtype = _shape(header, channels), _dtype(header)
     affine = _affine(header, notes)
-    offset = _offset(header)
-    needed = offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    slope, inter = _scaling(header, notes)
+    return oriented(take(data, dtype, shape, _offset(header)), slope, inter, affine, notes)
+
+
+def take(data: bytes, dtype: np.dtype, shape: tuple[int, ...], offset: int = 0) -> np.ndarray:
+    """Voxels, first axis fastest. Raises Bad where the data end before the header says."""
+    count = int(np.prod(shape, dtype=np.int64))
+    needed = offset + count * dtype.itemsize
     if len(data) < needed:
         raise Bad("short-file", f"the header promises {needed} bytes, the file has {len(data)}")
-    stored = np.frombuffer(data, dtype, int(np.prod(shape, dtype=np.int64)), offset).reshape(shape, order="F")
-    slope, inter = _scaling(header)
-    return _oriented(stored, slope, inter, affine, notes)
+    return np.frombuffer(data, dtype, count, offset).reshape(shape, order="F")
 
 
 def inflate(data: bytes) -> bytes:
@@ -126,20 +106,21 @@ def _offset(header: nib.Nifti1Header) -> int:
     return int(offset)
 
 
-def _shape(header: nib.Nifti1Header) -> tuple[int, int, int]:
+def _shape(header: nib.Nifti1Header, channels: int | None) -> tuple[int, ...]:
     axes = int(header["dim"][0])
     if not 1 <= axes <= 7:
         raise Bad("not-nifti", f"the header names {axes} axes")
     dim = [int(n) for n in header["dim"][1 : axes + 1]]
     if min(dim) < 1:
         raise Bad("not-nifti", f"the header's shape is {dim}")
-    while len(dim) > 3 and dim[-1] == 1:
-        dim.pop()
-    if len(dim) > 3:
-        raise Bad("4d", f"shape {dim} has {len(dim)} axes; a CT volume has three. Split it into volumes")
-    if len(dim) < 3 or min(dim) < 2:
+    dim = dim[:3] + [n for n in dim[3:] if n > 1]
+    if len(dim) < 3 or min(dim[:3]) < 2:
         raise Bad("2d", f"shape {dim} is no volume")
-    return dim[0], dim[1], dim[2]
+    if channels is None and len(dim) > 3:
+        raise Bad("4d", f"shape {dim} has {len(dim)} axes; a volume has three. Split it, or ask for channels")
+    if channels is not None and dim[3:] != [channels]:
+        raise Bad("4d", f"shape {dim} does not hold {channels} channels, as asked for")
+    return tuple(dim)
 
 
 def _dtype(header: nib.Nifti1Header) -> np.dtype:
@@ -155,9 +136,11 @@ def _dtype(header: nib.Nifti1Header) -> np.dtype:
     return dtype
 
 
-def _scaling(header: nib.Nifti1Header) -> tuple[float, float]:
+def _scaling(header: nib.Nifti1Header, notes: list[str]) -> tuple[float, float]:
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if not np.isfinite(slope) or slope == 0:
+        if np.isfinite(inter) and inter != 0:  # an offset that the standard says is not applied
+            notes.append("no-slope")
         return 1.0, 0.0
     if not np.isfinite(inter):
         raise Bad("voxel-type", f"scl_slope is {slope} but scl_inter is {inter}")
@@ -217,17 +200,3 @@ def _agree(answers: dict[str, np.ndarray], pixdim: np.ndarray | None) -> None:
         if (np.abs(size - pixdim) > MAX_CONFLICT * pixdim).any():
             raise Bad("qform-sform", f"{name} says voxels of {np.round(size, 4).tolist()} mm, "
                                      f"pixdim says {np.round(pixdim, 4).tolist()}; readers take either")  # fmt: skip
-
-
-def _oriented(stored: np.ndarray, slope: float, inter: float, affine: np.ndarray, notes: list[str]) -> Image:
-    codes = nib.orientations.io_orientation(affine)
-    orientation = "".join(nib.orientations.ornt2axcodes(codes))
-    straight = nib.orientations.apply_orientation(stored, codes)
-    affine = affine @ nib.orientations.inv_ornt_aff(codes, stored.shape)
-    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    angle = float(np.degrees(np.arccos(np.clip(np.diag(axes).min(), -1, 1))))
-    if angle > MAX_ANGLE:
-        notes.append("oblique")
-    reverse = affine[:, [2, 1, 0, 3]]
-    return Image(straight.transpose(2, 1, 0), slope, inter, reverse, np.linalg.norm(reverse[:3, :3], axis=0),
-                 orientation, round(angle, 3), notes)  # fmt: skip

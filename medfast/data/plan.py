@@ -16,7 +16,10 @@ import torch
 import medfast_kernels as mk
 from medfast_kernels import Key, Role
 
+from . import cutout as cutout_module
 from . import intensity as intensity_module
+from . import orientation
+from .cutout import Cutout
 from .intensity import Change
 
 __all__ = ["Plan", "Recipe", "plan", "recipe", "valid"]
@@ -26,7 +29,8 @@ _PARENT = 255  # the view number under which the parent crop, which nobody sees,
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is the same for all samples. size: voxels of a view. parent, zoom: range of factors of ``size`` per axis."""
+    """What is the same for all samples. size: voxels of a view. parent, zoom: range of factors of ``size`` per axis.
+    rotate, flip: whether each view is turned or flipped (``orientation``)."""
 
     size: tuple[int, int, int]
     views: int
@@ -34,26 +38,39 @@ class Recipe:
     zoom: tuple[float, float] | None
     changes: tuple[Change, ...]
     foreground: bool
+    rotate: tuple[bool, ...]
+    flip: tuple[bool, ...]
+    cutout: Cutout | None
 
 
 @dataclass(frozen=True)
 class Plan:
     """volume (b,) int64: index into the given volumes. start, extent (b, views, 3) int64: box in stored voxels; it may
     reach beyond the volume, and is brought to ``Recipe.size`` where it has another extent. params: (b, views) float32.
+    turns: "rotation" and "flip", where there are any, (b, views) int64.
     """
 
     volume: np.ndarray
     start: np.ndarray
     extent: np.ndarray
     params: Mapping[str, np.ndarray]
+    turns: Mapping[str, np.ndarray]
 
     @property
     def boxes(self) -> np.ndarray:
         """(b, views, 6) int64, start then stop."""
         return np.concatenate([self.start, self.start + self.extent], axis=-1)
 
+    def oriented(self, box: np.ndarray, sample: int, view: int) -> np.ndarray:
+        """``box`` (d, h, w), turned and flipped as this sample's view is."""
+        rotation, flip = (int(self.turns[name][sample, view]) if name in self.turns else 0 for name in ("rotation", "flip"))
+        return orientation.orient(box, rotation, flip) if rotation or flip else box
 
-def recipe(*, size, views: int, parent=None, zoom=None, intensity=None, foreground: bool = False) -> Recipe:
+
+def recipe(
+    *, size, views: int, parent=None, zoom=None, intensity=None, foreground: bool = False,
+    rotate: bool | Sequence[bool] = False, flip: bool | Sequence[bool] = False, cutout=None,
+) -> Recipe:  # fmt: skip
     """Check the data section's entries. ValueError says which one is wrong and what is accepted."""
     axes = tuple(size) if isinstance(size, Sequence) else (size,) * 3
     if len(axes) != 3 or not all(isinstance(n, int) and n > 0 for n in axes):
@@ -66,7 +83,11 @@ def recipe(*, size, views: int, parent=None, zoom=None, intensity=None, foregrou
     if parent and parent[0] < (zoom or (1.0, 1.0))[1]:
         raise ValueError(f"data.parent starts at {parent[0]} times the size, but a view takes up to "
                          f"{(zoom or (1.0, 1.0))[1]}; make parent at least as large")  # fmt: skip
-    return Recipe(axes, views, parent, zoom, intensity_module.parse(intensity, views), foreground)
+    return Recipe(
+        axes, views, parent, zoom, intensity_module.parse(intensity, views), foreground,
+        orientation.per_view("rotate", rotate, views), orientation.per_view("flip", flip, views),
+        cutout_module.parse(cutout),
+    )  # fmt: skip
 
 
 def _range(name: str, value) -> tuple[float, float] | None:
@@ -138,7 +159,8 @@ def plan(
     extent = _extent(size, recipe.zoom, unit[:, :, 0])
     start = _place(extent, unit[:, :, 1], *spans)
     params = intensity_module.draw(recipe.changes, key.at(Role.AUGMENT, layer=stream), count)
-    return Plan(volume, start, extent, params)
+    turns = orientation.draw(recipe.rotate, recipe.flip, recipe.size, key, count, stream)
+    return Plan(volume, start, extent, params, turns)
 
 
 def valid(start: np.ndarray, extent: np.ndarray, shape: np.ndarray, size: tuple[int, int, int]) -> torch.Tensor | None:

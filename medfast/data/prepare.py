@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from medfast.data import checks, nifti
+from medfast.data.image import Bad
 from medfast.data.ledger import Ledger, Made, volume_id
 from medfast.data.progress import Progress
 from medfast.data.resample import AIR, EXECUTORS, KERNELS, TOP, new_affine
@@ -162,10 +163,10 @@ def _one(file: Path, number: int, ledger: Ledger) -> Any:
         if found in ledger.index:
             return Made(found, None, None)
         volume, record = _make(data, ledger.recipe)
-    except nifti.Bad as bad:
+    except Bad as bad:
         return bad
     except Exception as error:  # noqa: BLE001 - whatever one file does to a reader, the others go on; it is named
-        return nifti.Bad("unreadable", f"{type(error).__name__}: {error}")
+        return Bad("unreadable", f"{type(error).__name__}: {error}")
     stream = io.BytesIO()
     np.save(stream, volume, allow_pickle=False)
     temporary = ledger.temporary / f"{number}.npy"

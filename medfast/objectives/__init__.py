@@ -5,12 +5,27 @@ DAGMaN states SMART's pretraining with the same settings (docs/papers/dagman.md)
 
 from collections.abc import Callable
 
+from medfast.objectives.block_mask import BlockMask
+from medfast.objectives.ibot import IBOT, attmask, ibot_smart
+from medfast.objectives.mae import MAE
 from medfast.objectives.masking import AttentionMask, RandomMask
+from medfast.objectives.mst import MST
+from medfast.objectives.simmim import SimMIM
 from medfast.objectives.smart import SMART
 from medfast.objectives.smit import SMIT
 from medfast.types import Masker, Objective
 
 __all__ = ["MASKS", "OBJECTIVES"]
 
-OBJECTIVES: dict[str, Callable[..., Objective]] = {"smart": SMART, "dagman": SMART, "smit": SMIT}
-MASKS: dict[str, Callable[..., Masker]] = {"random": RandomMask, "attention": AttentionMask}
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "smart": SMART,
+    "dagman": SMART,
+    "smit": SMIT,
+    "ibot": IBOT,
+    "ibot_smart": ibot_smart,
+    "attmask": attmask,
+    "mst": MST,
+    "mae": MAE,
+    "simmim": SimMIM,
+}
+MASKS: dict[str, Callable[..., Masker]] = {"random": RandomMask, "block": BlockMask, "attention": AttentionMask}

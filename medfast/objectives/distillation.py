@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from medfast.objectives.losses import cross_entropy, entropy, mean_of_means
 from medfast.objectives.masking import hidden_tokens
 from medfast.types import Mask
+
+ROWS = 2048  # tokens whose logits exist at a time: 64 MiB of fp32 for 8192 prototypes, on each side
 
 Layer = Callable[[Tensor], Tensor]
 
@@ -51,8 +55,29 @@ def distil_patches(student: Tensor, teacher: Tensor, mask: Mask, sides: Sides) -
     width), all tokens, because all of them enter the centre; logits are made for the hidden ones alone.
     """
     chosen, weight = hidden_tokens(teacher, mask)
-    target = sides.sharpen(sides.teacher(chosen))
-    rows = cross_entropy(sides.student(student), target, sides.temperature)
+    rows, used = _rows(student.flatten(0, 1), chosen.flatten(0, 1), weight.flatten(), sides)
     # the last layer is linear without bias: the sum of all logits is the logits of the sum
     total = sides.teacher(teacher.sum(dim=(0, 1)))
-    return Term(mean_of_means(rows, weight), (total, total.new_full((), teacher[..., 0].numel())), entropy(target))
+    spread = torch.special.entr(used / weight.sum().clamp(min=1.0)).sum().detach()
+    loss = mean_of_means(rows.unflatten(0, weight.shape), weight)
+    return Term(loss, (total, total.new_full((), teacher[..., 0].numel())), spread)
+
+
+def _rows(student: Tensor, teacher: Tensor, weight: Tensor, sides: Sides) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each row, (rows,), and the weighted sum of the targets, (prototypes,).
+
+    Many rows are taken block by block, and again in the backward pass, so logits of all of them never exist at once.
+    """
+
+    def block(student: Tensor, teacher: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        target = sides.sharpen(sides.teacher(teacher))
+        return cross_entropy(sides.student(student), target, sides.temperature), weight.to(target.dtype) @ target
+
+    if len(student) <= ROWS:
+        return block(student, teacher, weight)
+    pieces = [
+        checkpoint(block, *piece, use_reentrant=False, preserve_rng_state=False)
+        for piece in zip(student.split(ROWS), teacher.split(ROWS), weight.split(ROWS), strict=True)
+    ]
+    rows, used = zip(*pieces, strict=True)
+    return torch.cat(rows), torch.stack(used).sum(dim=0)

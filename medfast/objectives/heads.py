@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medfast.objectives.losses import at_least_fp32
+from medfast.objectives.patches import Stride, from_patches, per_axis, voxels_of_patch
 
 
 class Trunk(nn.Sequential):
@@ -50,18 +51,39 @@ class Prototypes(nn.Module):
 class Voxels(nn.Module):
     """One linear layer from the tokens of a stage to the voxels under them (SMART h^Pred: 768 -> 32^3, 25,198,592).
 
-    (b, *grid, width) -> (b, channels, *size), cut at the far ends where the grid covers more than ``size``.
+    (b, *grid, width) -> (b, channels, *size), cut at the far ends where the grid covers more than ``size``. stride:
+    voxels of a token, one number or one per axis.
     """
 
-    def __init__(self, width: int, stride: int, channels: int = 1, axes: int = 3):
+    def __init__(self, width: int, stride: Stride, channels: int = 1, axes: int = 3):
         super().__init__()
         self.stride, self.channels = stride, channels
-        self.linear = nn.Linear(width, channels * stride**axes)
+        self.linear = nn.Linear(width, channels * voxels_of_patch(stride, axes))
 
     def forward(self, tokens: Tensor, size: tuple[int, ...]) -> Tensor:
-        grid, axes = tokens.shape[1:-1], len(size)
-        blocks = self.linear(tokens).unflatten(-1, (self.channels, *(self.stride,) * axes))
-        # (b, g1..gn, c, s1..sn) -> (b, c, g1, s1, .., gn, sn)
-        order = [0, 1 + axes, *(axis for i in range(axes) for axis in (1 + i, 2 + axes + i))]
-        volume = blocks.permute(order).reshape(len(tokens), self.channels, *(g * self.stride for g in grid))
-        return volume[(..., *(slice(0, length) for length in size))]
+        return from_patches(self.linear(tokens), self.stride, self.channels, size)
+
+
+class ConvVoxels(nn.Module):
+    """Three convolutions from the tokens of a stage to the voxels under them: what a voxel becomes depends on its
+    neighbours' tokens too (MST's global image decoder, whose public description gives no sizes: these are ours).
+
+    (b, *grid, width) -> (b, channels, *size). A 3^3 convolution on the tokens, trilinear up-sampling by ``factor``, a
+    second one, then one linear layer to the stride / factor voxels per axis of each place. stride: voxels of a token,
+    one number or one per axis, multiples of factor.
+    """
+
+    def __init__(self, width: int, stride: Stride, channels: int = 1, hidden: int = 128, factor: int = 4):
+        super().__init__()
+        lengths = per_axis(stride, 3)
+        if any(length % factor for length in lengths):
+            raise ValueError(f"the voxels of a token, {lengths}, must be multiples of the decoder's factor, {factor}")
+        self.factor = factor
+        self.coarse = nn.Conv3d(width, hidden, 3, padding=1)
+        self.fine = nn.Conv3d(hidden, hidden // 2, 3, padding=1)
+        self.voxels = Voxels(hidden // 2, tuple(length // factor for length in lengths), channels)
+
+    def forward(self, tokens: Tensor, size: tuple[int, ...]) -> Tensor:
+        x = F.gelu(self.coarse(tokens.movedim(-1, 1)))
+        x = F.interpolate(x, scale_factor=self.factor, mode="trilinear", align_corners=False)
+        return self.voxels(F.gelu(self.fine(x)).movedim(1, -1), size)

@@ -70,6 +70,16 @@ def masked_l1(prediction: Tensor, target: Tensor, where: Tensor) -> Tensor:
     return ((error * weight).flatten(1).sum(dim=1) / (weight.flatten(1).sum(dim=1) + 1e-5)).mean()
 
 
+def patch_mse(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Squared error, mean over the voxels of the hidden patches of a sample, then over samples (MAE, section 3).
+
+    prediction, target: (b, m, voxels of a patch), hidden patches only; weight: of the same shape, 0 for padding.
+    """
+    error = (at_least_fp32(prediction) - at_least_fp32(target)).square()
+    weight = weight.to(error.dtype)
+    return ((error * weight).flatten(1).sum(dim=1) / weight.flatten(1).sum(dim=1).clamp(min=1.0)).mean()
+
+
 def entropy(distributions: Tensor) -> Tensor:
     """Entropy in nats of the mean row of (..., prototypes): log K where all of them are used alike, 0 on collapse."""
     mean = distributions.flatten(0, -2).mean(dim=0)

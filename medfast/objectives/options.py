@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from typing import Any, TypeVar, get_type_hints
+
+from medfast.types import Backbone
+
+Made = TypeVar("Made")
 
 
 def one_of(name: str, value: str, accepted: tuple[str, ...]) -> None:
@@ -38,3 +44,33 @@ def chosen_weights(given: Mapping[str, float] | None, default: Mapping[str, floa
     if not weights:
         raise ValueError("every loss weighs 0, nothing would be trained")
     return weights
+
+
+def distilled_stage(backbone: Backbone, stage: int | None) -> int:
+    """Index, from 0, of the stage whose tokens are the cells: ``stage``, counted from 1, or where None the one that
+    [CLS] attends to, else the third, or the last of fewer. ValueError where there is no such stage."""
+    attended, stages = backbone.semantic_attention, len(backbone.strides)
+    chosen = (attended or min(3, stages)) if stage is None else stage
+    if not 1 <= chosen <= stages or attended not in (None, chosen):
+        raise ValueError(
+            f"stage must be one of 1..{stages} and the one whose tokens [CLS] attends to ({attended}), got {stage}"
+        )
+    return chosen - 1
+
+
+def setting(objective: Callable[..., Made], **defaults: Any) -> Callable[..., Made]:
+    """A function that builds ``objective`` with other defaults: a paper that is a setting of another one.
+
+    Its signature and annotations are the constructor's with those defaults, so a configuration is checked against it.
+    """
+    signature = inspect.signature(objective)
+
+    def build(*positional: Any, **named: Any) -> Made:
+        given = signature.bind_partial(*positional, **named).arguments
+        return objective(**{**defaults, **given})
+
+    build.__annotations__ = get_type_hints(objective.__init__) if inspect.isclass(objective) else get_type_hints(objective)
+    build.__signature__ = signature.replace(
+        parameters=[p.replace(default=defaults.get(name, p.default)) for name, p in signature.parameters.items()]
+    )
+    return build

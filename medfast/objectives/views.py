@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from medfast.objectives.patches import Stride, per_axis
 from medfast.types import Batch, Key, Mask
 
 
@@ -46,9 +47,9 @@ def given_mask(batch: Batch, cells: tuple[int, ...]) -> Mask | None:
     return Mask(where)
 
 
-def grid_of(size: tuple[int, ...], stride: int) -> tuple[int, ...]:
-    """Cells of ``stride`` voxels that cover ``size``, per axis."""
-    return tuple(math.ceil(length / stride) for length in size)
+def grid_of(size: tuple[int, ...], stride: Stride) -> tuple[int, ...]:
+    """Cells of ``stride`` voxels, one number or one per axis, that cover ``size``, per axis."""
+    return tuple(math.ceil(length / s) for length, s in zip(size, per_axis(stride, len(size)), strict=True))
 
 
 def split_views(x: Tensor, views: int) -> tuple[Tensor, ...]:

@@ -46,6 +46,24 @@ def test_merging_pads_odd_axes_with_zeros_at_the_far_end():
     assert out[0, 1, 0, 0].tolist() == [1, 0, 1, 0, 0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("order", ORDERS)
+def test_mergings_gradient_is_that_of_slices(order):
+    torch.manual_seed(0)
+    merge = PatchMerging(3, order).double()
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        x = torch.randn(2, 6, 3, 4, 3, dtype=dtype, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        padded = nn.functional.pad(x, (0, 0, 0, 0, 0, 1))
+        slices = torch.cat([padded[:, i::2, j::2, k::2] for i, j, k in MERGE_ORDERS[order]], dim=-1)
+        merge = merge.to(dtype)
+        outputs = merge(x), merge.reduction(merge.norm(slices))
+        assert torch.equal(*outputs)
+        weight = torch.randn(outputs[0].shape, dtype=dtype)
+        results += [torch.autograd.grad((out * weight).sum(), x)[0] for out in outputs]
+    torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(results[2], results[3], rtol=1e-5, atol=1e-5)
+
+
 def test_embedding_equals_a_plain_evaluation_and_pads_the_far_end():
     torch.manual_seed(0)
     embed = PatchEmbedding(2, 6, 2).double()

@@ -30,12 +30,27 @@ class Case:
 
 
 SWIN = {"embed": 8, "depths": (1, 1), "heads": (2, 4), "window": 2, "drop_path": 0.0}
+NNFORMER = {"patch": (2, 4, 4), "embed": 8, "depths": (2, 1), "heads": (2, 4), "windows": (2, 2), "drop_path": 0.0}
+DAE = {"widths": (8, 16), "depths": (1, 1)}
 VIT = {"size": 16, "patch": 4, "embed": 12, "depth": 2, "heads": 2, "drop_path": 0.0}
 CASES = [
     Case("backbones", "swin", {**SWIN, "depths": (2, 1), "drop_path": 0.5}),
     Case("backbones", "swin", {**SWIN, "semantic_attention": 2, "sa_heads": 4, "taps": "smit"}, silent=(".k.bias",)),
     Case("backbones", "vit", {**VIT, "drop_path": 0.5}),
     Case("backbones", "vit", {**VIT, "cls": True, "positions": "sincos", "taps": (0,)}),
+    Case("backbones", "swinfuse", {**SWIN, "drop_path": 0.5, "dim_width": 8, "dim_heads": (2, 4)}),
+    Case("backbones", "swinfuse", {**SWIN, "dim_width": 42, "dim_heads": (2, 3), "taps": "monai"}),
+    Case("backbones", "nnformer", {**NNFORMER, "drop_path": 0.5}),
+    Case("backbones", "nnformer", {**NNFORMER, "bias_index": "legacy", "every_norm": False}),
+    Case("backbones", "dae_former", DAE, size=(19, 14), silent=(".keys.bias",)),
+    Case("backbones", "dae_former", {**DAE, "patch_embed": "merge"}, size=(19, 14), silent=(".keys.bias",)),
+    Case("backbones", "resnet50", {"width": 2, "depths": (1, 1, 1, 1)}, masks=False),
+    Case("networks", "nnformer", {**NNFORMER, "drop_path": 0.5, "depths": (1, 1), "deep_supervision": False}),
+    Case("networks", "nnformer", {**NNFORMER, "depths": (2, 1), "deep_supervision": False, "bias_index": "legacy"}),
+    Case("networks", "dae_former", DAE, size=(19, 14), silent=(".keys.bias",)),
+    Case(
+        "networks", "dae_former", {**DAE, "skips": False, "coarse_blocks": False}, size=(19, 14), silent=(".keys.bias",)
+    ),
     Case("networks", "swin_unetr", {**SWIN, "residual_convs": True}),
     Case("networks", "smit_unet", SWIN),
     Case("networks", "smit_unet", {**SWIN, "drop_path": 0.5, "norm": "instance", "skip_norm": "plain"}),
@@ -111,7 +126,10 @@ def test_maps_are_channels_last_and_as_channels_and_strides_say(case):
     if case.table == "networks":
         logits = net(volumes(case))
         assert logits.shape[0] == 2 and logits.shape[2:] == case.size
-        assert features.extra["decoder"].shape[:-1] == (2, *case.size)
+        stride = getattr(net, "decoder_stride", 1)
+        stride = (stride,) * len(case.size) if isinstance(stride, int) else stride
+        grid = tuple(-(-length // s) for length, s in zip(case.size, stride, strict=True))
+        assert features.extra["decoder"].shape[:-1] == (2, *grid)
 
 
 @every_case

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from medfast.data import checks
-from medfast.data.nifti import Bad, Image, parse, read
+from medfast.data.image import Bad, Image
+from medfast.data.nifti import parse, read
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 RNG = np.random.default_rng(0)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from medfast.data import nifti
-from medfast.data.nifti import Bad, parse, read
+from medfast.data.image import Bad
+from medfast.data.nifti import parse, read
 
 RNG = np.random.default_rng(0)
 VOXELS = RNG.integers(-1000, 1000, (5, 6, 7)).astype(np.int16)

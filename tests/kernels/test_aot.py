@@ -18,6 +18,7 @@ from medfast_kernels._triton import window, window_launch
 
 BUDGETS = Path(__file__).with_name("budgets.json")
 GOAL = {"forward": 11.0, "backward": 26.0}  # instructions per score of a window of 4^3, 16 bits
+SHIFTED = 1.5  # what address arithmetic and a branch add per score of shifted windows, their mask apart
 SLACK = 1.05
 HELD = ("forward", "backward", "backward_queries", "backward_keys", "backward_bias")
 
@@ -98,7 +99,8 @@ def test_other_budgets(case, arch):
 def test_the_budgets_are_within_the_goal(case):
     for name, archs in json.loads(BUDGETS.read_text())["window_attention"][case].items():
         for held in archs.values():
-            assert held["hot"] <= GOAL[name] and "spills" not in held and "no tensor core" not in held
+            assert held["hot"] <= GOAL[name] + (0 if case.endswith("shift 0") else SHIFTED)
+            assert "spills" not in held and "no tensor core" not in held
 
 
 if __name__ == "__main__":

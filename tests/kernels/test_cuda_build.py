@@ -20,7 +20,8 @@ NAMESPACE = "medfast_cuda_test"
 FOLDER = ROOT / "build" / NAMESPACE
 KERNEL = re.compile(
     r"entry function '\w*?\d(?P<kernel>forward|backward|order_bias|fold|mask)"
-    r"(?:I(?P<type>4Half|8Bfloat16)Li(?P<wide>\d+))?E\w*' for '(?P<arch>sm_\w+)'.*?(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads"
+    r"(?:I(?P<type>4Half|8Bfloat16)Li(?P<wide>\d+))?E\w*' for '(?P<arch>sm_\w+)'"
+    r".*?(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads"
     r".*?Used (?P<registers>\d+) registers",
     re.S,
 )

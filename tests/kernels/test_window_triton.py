@@ -28,7 +28,7 @@ SMALL = {
     "empty batch": {**NAMED["empty batch"], "dim": 8},
 }  # fmt: skip
 LARGE = {  # windows of more than one tile
-    "live": {"grid": (13, 9), "window": (10, 8), "shift": (5, 3), "heads": 2, "dim": 12, "batch": 1, "pad_value": True,
+    "live": {"grid": (13, 9), "window": (10, 8), "shift": (5, 3), "heads": 1, "dim": 12, "batch": 1, "pad_value": True,
              "scale": "heads"},
     "masked": {"grid": (8, 11), "window": 9, "shift": 4, "heads": 1, "dim": 8, "batch": 2, "pad": "mask",
                "clip": False, "dropout": 0.3, "cosine": True, "keep": torch.tensor([True, False])},
@@ -70,10 +70,10 @@ def case_values_and_gradients(name, dtype):
     eager = outputs(mk.reference.window_attention, case, dtype, dtype)
     exact = outputs(mk.reference.window_attention, case, dtype, torch.float64)
     hold(got[:1], eager[:1], exact[:1], 2)
-    hold(got[1:], eager[1:], exact[1:], 3)
+    hold(got[1:], eager[1:], exact[1:], 3, condition=8.0)  # weights made again of a sum that was rounded
 
 
-@pytest.mark.parametrize("name", ["stage one", "padded, live", "large, live"])
+@pytest.mark.parametrize("name", ["stage one", "large, by fours"])
 def case_same_bits_every_time(name):
     with mk.backend("triton"):
         first, second = (outputs(mk.window_attention, the_case(name), torch.float16, torch.float16) for _ in range(2))
@@ -86,10 +86,10 @@ def case_dropout_takes_the_bits_of_the_reference(name):
     qkv, _, options = arguments({**the_case(name), "bias": None, "shift": 0, "heads": 1}, torch.float32)
     qkv = torch.zeros_like(qkv)
     tokens = qkv.shape[1:-3].numel()
-    for first in range(0, tokens, 8):  # the exact sum of eight bits at a time
+    for first in range(0, tokens, 16):  # the exact sum of so many bits at a time
         qkv.zero_()
         flat = qkv.view(len(qkv), tokens, 3, -1)
-        for at in range(first, min(first + 8, tokens)):
+        for at in range(first, min(first + 16, tokens)):
             flat[:, at, 2] = 2.0 ** (at - first)
         with mk.backend("triton"):
             got = mk.window_attention(qkv, **options)

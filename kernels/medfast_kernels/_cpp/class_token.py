@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._checks import NAMESPACE
 from .._class_token import Problem
-from .._dispatch import WHY_NO_CPP
+from .registration import no_derivative, register
 
 _OPERATORS = getattr(torch.ops, NAMESPACE)
 
@@ -43,16 +43,5 @@ def _backward(ctx, grad_out, grad_attention, _):
     return *_OPERATORS.class_attention_backward(grad_out, grad_attention, *ctx.saved_tensors, ctx.scale), None
 
 
-def _no_second_derivative(ctx, *grads):
-    raise RuntimeError(
-        "class_attention_backward in C++ has no derivative; for second derivatives run the forward under "
-        'medfast_kernels.backend("reference")'
-    )
-
-
-if WHY_NO_CPP is None:
-    torch.library.register_fake(f"{NAMESPACE}::class_attention", _fake)
-    torch.library.register_fake(f"{NAMESPACE}::class_attention_backward", _fake_backward)
-    torch.library.register_autograd(f"{NAMESPACE}::class_attention", _backward, setup_context=_save)
-    torch.library.register_autograd(f"{NAMESPACE}::class_attention_backward", _no_second_derivative)
-    torch.library.register_autocast(f"{NAMESPACE}::class_attention", "cpu", torch.float32)
+register("class_attention", _fake, save=_save, backward=_backward, fp32=True)
+register("class_attention_backward", _fake_backward, backward=no_derivative("class_attention_backward"))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._checks import NAMESPACE
 from .._contrast import Problem
-from .._dispatch import WHY_NO_CPP
+from .registration import no_derivative, register
 
 _OPERATORS = getattr(torch.ops, NAMESPACE)
 
@@ -40,15 +40,5 @@ def _backward(ctx, grad, _):
     return grads, None, *(None for _ in ctx.rest)
 
 
-def _no_second_derivative(ctx, *grads):
-    raise RuntimeError(
-        "token_contrast_backward in C++ has no derivative; for second derivatives run the forward under "
-        'medfast_kernels.backend("reference")'
-    )
-
-
-if WHY_NO_CPP is None:
-    torch.library.register_fake(f"{NAMESPACE}::token_contrast", _fake)
-    torch.library.register_fake(f"{NAMESPACE}::token_contrast_backward", _fake_backward)
-    torch.library.register_autograd(f"{NAMESPACE}::token_contrast", _backward, setup_context=_save)
-    torch.library.register_autograd(f"{NAMESPACE}::token_contrast_backward", _no_second_derivative)
+register("token_contrast", _fake, save=_save, backward=_backward, fp32=True)
+register("token_contrast_backward", _fake_backward, backward=no_derivative("token_contrast_backward"))

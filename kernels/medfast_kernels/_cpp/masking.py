@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._checks import NAMESPACE
-from .._dispatch import WHY_NO_CPP
+from .._checks import NAMESPACE, wide
 from .._masking import Problem
 from ..key import address, signed
+from .registration import register
 
 _OPERATORS = getattr(torch.ops, NAMESPACE)
 
@@ -16,7 +16,7 @@ _OPERATORS = getattr(torch.ops, NAMESPACE)
 def mask(problem: Problem) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """where, hidden and visible; the last two None where counts differ by sample."""
     attention, low, count, top, shown, key, _ = problem
-    attention = attention.to(torch.promote_types(attention.dtype, torch.float32))  # 16 bits keep their order and ties
+    attention = attention.to(wide(attention.dtype))  # 16 bits keep their order and ties
     draw = None if key is None else address(key, attention.device)
     counts, count = (count, 0) if isinstance(count, Tensor) else (None, count)
     shown_counts, shown = (shown, 0) if isinstance(shown, Tensor) else (None, shown)
@@ -36,6 +36,4 @@ def _fake(attention, low, count, counts, top, shown, shown_counts, draw, seed):
     )
 
 
-if WHY_NO_CPP is None:
-    torch.library.register_fake(f"{NAMESPACE}::attention_mask", _fake)
-    torch.library.register_autocast(f"{NAMESPACE}::attention_mask", "cpu", torch.float32)
+register("attention_mask", _fake, fp32=True)

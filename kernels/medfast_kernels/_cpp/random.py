@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .._checks import NAMESPACE
-from .._dispatch import WHY_NO_CPP
 from ..key import Key, address, signed
+from .registration import register
 
 _OPERATORS = getattr(torch.ops, NAMESPACE)
 
@@ -36,16 +36,12 @@ def random_keep(rate: float, *, key: Key, device: torch.device | None = None) ->
     return _OPERATORS.random_keep(address(key, device), rate, signed(key.seed))
 
 
-def _register() -> None:
-    def fake(name: str, kernel) -> None:
-        torch.library.register_fake(f"{NAMESPACE}::{name}", kernel)
-
-    fake("philox_words", lambda counter, count, seed: counter.new_empty((counter.shape[0], count)))
-    for name in ("random_uniform", "random_normal"):
-        fake(name, lambda counter, count, seed: counter.new_empty((counter.shape[0], count), dtype=torch.float32))
-    fake("random_ids", lambda counter, n, count, seed: counter.new_empty((counter.shape[0], count)))
-    fake("random_keep", lambda counter, rate, seed: counter.new_empty(counter.shape[:1], dtype=torch.bool))
+def _fake(dtype: torch.dtype):
+    return lambda counter, count, seed: counter.new_empty((counter.shape[0], count), dtype=dtype)
 
 
-if WHY_NO_CPP is None:
-    _register()
+register("philox_words", _fake(torch.int64))
+register("random_uniform", _fake(torch.float32))
+register("random_normal", _fake(torch.float32))
+register("random_ids", lambda counter, n, count, seed: counter.new_empty((counter.shape[0], count)))
+register("random_keep", lambda counter, rate, seed: counter.new_empty(counter.shape[:1], dtype=torch.bool))

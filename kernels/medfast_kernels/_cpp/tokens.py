@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._checks import NAMESPACE
-from .._dispatch import WHY_NO_CPP
-from .._tokens import Drop, Restore, wide
+from .._checks import NAMESPACE, wide
+from .._tokens import Drop, Restore
+from .registration import register
 
 _OPERATORS = getattr(torch.ops, NAMESPACE)
 
@@ -83,13 +83,9 @@ def _fake_restore_backward(grad, ids):
     return grad.new_empty((batch, ids.shape[1], d)), grad.new_empty((d,), dtype=wide(grad.dtype))
 
 
-def _register(name: str, fake, backward, save) -> None:
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake)
-    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=save)
-
-
-if WHY_NO_CPP is None:
-    _register("drop_tokens", _fake_drop, _drop_backward, _save_drop)
-    _register("drop_tokens_backward", _fake_drop_backward, _drop_twice_backward, _save_drop_backward)
-    _register("restore_tokens", _fake_restore, _restore_backward, _save_restore)
-    _register("restore_tokens_backward", _fake_restore_backward, _restore_twice_backward, _save_restore_backward)
+register("drop_tokens", _fake_drop, save=_save_drop, backward=_drop_backward)
+register("drop_tokens_backward", _fake_drop_backward, save=_save_drop_backward, backward=_drop_twice_backward)
+register("restore_tokens", _fake_restore, save=_save_restore, backward=_restore_backward)
+register(
+    "restore_tokens_backward", _fake_restore_backward, save=_save_restore_backward, backward=_restore_twice_backward
+)  # fmt: skip

@@ -7,17 +7,17 @@ import math
 import torch
 from torch import Tensor
 
-from .._checks import NAMESPACE
-from .._dispatch import WHY_NO_CPP
+from .._checks import NAMESPACE, wide
 from .._window import Problem, bias_rows
 from ..key import address, signed
+from .registration import no_derivative, register
 
 _OPERATORS = getattr(torch.ops, NAMESPACE)
 
 
 def attend(problem: Problem) -> Tensor:
     """(b, *grid, heads * dim) in the dtype of qkv; 16-bit input is computed in fp32."""
-    dtype = torch.promote_types(problem.qkv.dtype, torch.float32)
+    dtype = wide(problem.qkv.dtype)
     qkv, bias, scale, pad_value = problem.qkv.to(dtype), problem.bias, problem.scale, problem.pad_value
     if bias is not None:
         bias = bias.to(dtype)
@@ -70,15 +70,5 @@ def _backward(ctx, grad, _):
     return *grads, *(None,) * (2 + len(ctx.rest))
 
 
-def _no_second_derivative(ctx, *grads):
-    raise RuntimeError(
-        "window_attention_backward in C++ has no derivative; for second derivatives run the forward under "
-        'medfast_kernels.backend("reference")'
-    )
-
-
-if WHY_NO_CPP is None:
-    torch.library.register_fake(f"{NAMESPACE}::window_attention", _fake)
-    torch.library.register_fake(f"{NAMESPACE}::window_attention_backward", _fake_backward)
-    torch.library.register_autograd(f"{NAMESPACE}::window_attention", _backward, setup_context=_save)
-    torch.library.register_autograd(f"{NAMESPACE}::window_attention_backward", _no_second_derivative)
+register("window_attention", _fake, save=_save, backward=_backward, fp32=True)
+register("window_attention_backward", _fake_backward, backward=no_derivative("window_attention_backward"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -29,11 +30,25 @@ def operator(
         return launch
     qualified = f"{NAMESPACE}::{name}"
     torch.library.define(qualified, schema)
-    torch.library.impl(qualified, ("cpu", "cuda"), launch)
+    torch.library.impl(qualified, ("cpu", "cuda"), on_its_device(launch))
     torch.library.register_fake(qualified, fake)
     if backward is not None:
         torch.library.register_autograd(qualified, backward, setup_context=save)
     return getattr(getattr(torch.ops, NAMESPACE), name)
+
+
+def on_its_device(launch: Callable[..., Any]) -> Callable[..., Any]:
+    """``launch`` on the device of its first tensor: Triton launches on the current one, whatever it is given."""
+
+    @functools.wraps(launch)
+    def run(*args: Any) -> Any:
+        device = next(x.device for x in args if isinstance(x, Tensor))
+        if device.type != "cuda":
+            return launch(*args)
+        with torch.cuda.device(device):
+            return launch(*args)
+
+    return run
 
 
 def no_derivative(name: str) -> Callable[..., Any]:

@@ -1,10 +1,9 @@
 """Every operator in plain PyTorch: differentiable, fp64 too, any device. The definition the backends are held to."""
 
-from ..key import philox_words
 from .class_token import class_attention
 from .contrast import token_contrast
 from .masking import attention_mask
-from .random import random_ids, random_keep, random_normal, random_uniform
+from .random import philox_words, random_ids, random_keep, random_normal, random_uniform
 from .tokens import drop_tokens, restore_tokens
 from .window import window_attention, window_attention_weights
 

@@ -7,11 +7,19 @@ import math
 import torch
 from torch import Tensor
 
-from .._random import check_ids, check_rate, check_shape
-from ..key import Key, philox_words
+from .. import key as generator
+from .._checks import check_key
+from .._random import check_count, check_ids, check_rate, check_shape
+from ..key import Key
 
-__all__ = ["philox_words", "random_ids", "random_keep", "random_normal", "random_uniform"]
 _UNIT24 = 2.0**-24
+
+
+def philox_words(key: Key, count: int, *, device: torch.device | None = None) -> Tensor:
+    """``medfast_kernels.philox_words`` in plain PyTorch, whatever backend is asked for."""
+    check_count("count", count)
+    check_key(key)
+    return generator.philox_words(key, count, device=device)
 
 
 def random_uniform(shape: tuple[int, ...] | int, *, key: Key, device: torch.device | None = None) -> Tensor:

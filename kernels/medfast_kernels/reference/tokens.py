@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._tokens import Drop, Restore, check_drop, check_restore, wide
+from .._checks import wide
+from .._tokens import Drop, Restore, check_drop, check_restore
 
 
 def drop_tokens(x: Tensor, ids: Tensor, position: Tensor | None = None) -> Tensor:

@@ -1,0 +1,50 @@
+"""Formats, told apart by their first bytes and never by a name."""
+
+from __future__ import annotations
+
+import hashlib
+
+from medfast.data import dicom, metaimage, nifti, nrrd, picture
+from medfast.data.image import Bad, Image
+from medfast.data.inputs import Case
+
+__all__ = ["decode", "fetch"]
+
+
+def fetch(case: Case) -> tuple[str, list[bytes]]:
+    """(hash, bytes of each file). The hash of several files does not depend on their names or order."""
+    found = [nifti.read(file) for file in case.files]
+    source = found[0][0] if len(found) == 1 else _digest(*sorted(digest for digest, _ in found))
+    if case.label is not None:
+        source = _digest(source, nifti.read(case.label)[0])
+    return source, [data for _, data in found]
+
+
+def decode(blobs: list[bytes], *, axes: int = 3, channels: int | None = None) -> Image:
+    """The image in the bytes of a case, which are taken out of ``blobs`` so that they are freed while it is made.
+
+    axes: 3, or 2 for radiographs. channels: how many a voxel must hold, None for a plain volume. Raises Bad.
+    """
+    first = blobs[0]
+    if first[128:132] == b"DICM":
+        if channels is not None:
+            raise Bad("4d", f"a DICOM series holds one channel, {channels} were asked for")
+        del first
+        return dicom.parse(blobs) if axes == 3 else dicom.parse_picture(blobs.pop())
+    if first[:8] == b"\x89PNG\r\n\x1a\n":
+        if axes == 3:
+            raise Bad("2d", "a picture is no volume; --modality xr takes pictures")
+        return picture.parse(blobs.pop())
+    if axes == 2:
+        raise Bad("3d", "no picture: PNG and single DICOM images are accepted here")
+    reader = nifti.parse
+    if first[:4] == b"NRRD":
+        reader = nrrd.parse
+    elif b"ObjectType" in first[:200] or b"NDims" in first[:200]:
+        reader = metaimage.parse
+    del first
+    return reader(blobs.pop(), channels)
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
