@@ -1,17 +1,51 @@
 #!/usr/bin/env bash
-# Check and time on one GPU what there is, in one call, most valuable rows first. Needs torch with CUDA, PyYAML and pytest.
-#   bash benchmarks/gpu.sh          rows go to benchmarks/results/; MEDFAST_COMMIT names the commit where there is no git
-# There are no GPU kernels yet: the operators run as plain PyTorch, and these rows are what the kernels will be held to.
+# Build, check and time on one GPU whatever there is, in one call of under ten minutes, the most valuable rows first.
+#   MEDFAST_COMMIT=abc1234 MEDFAST_RESULTS=$OUT bash benchmarks/gpu.sh      # both only where there is no git folder
+# Needs torch with CUDA, Triton, nvcc with a C++ compiler (else there are no rows of backend cuda), and PyYAML for the
+# last rows (else they are left out). No MONAI. A row is in its file as soon as it exists; a step that is red, or that
+# time has run out for, is named at the end.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-export PYTHONPATH="kernels:.:${PYTHONPATH:-}"
-failed=0
-run() { echo "== $*"; timeout 240 "$@" || { failed=1; echo "FAILED: $*"; }; }
+export PYTHONPATH="kernels:benchmarks:.:${PYTHONPATH:-}" PYTHONUNBUFFERED=1 MEDFAST_CUDA=1
+LIMIT=${LIMIT:-570}   # seconds of it all
+failed=()
 
-run python benchmarks/gpu_check.py
-for batch in 1 4 8; do
-    run python benchmarks/step.py configs/smart.yaml --device cuda --precision bf16 --batch "$batch"
-done
-run python benchmarks/step.py configs/smit.yaml --device cuda --precision bf16 --batch 4
-run python benchmarks/step.py configs/smart.yaml --device cuda --precision fp32 --batch 1
-exit "$failed"
+run() {   # run SECONDS COMMAND...: at most so long, and not beyond the end
+    local seconds=$1 left=$((LIMIT - SECONDS)); shift
+    ((left > 5)) || { failed+=("no time: $*"); return 1; }
+    echo "== ${SECONDS} s: $*"
+    timeout --kill-after=5 "$((seconds < left ? seconds : left))" "$@" || { failed+=("red ($?): $*"); return 1; }
+}
+
+run 150 python csrc/build_csrc.py
+# Side by side, because what takes long here is compilers on the host; what they made is cached for the rows
+checks() {
+    {
+        printf '%s\n' "stage one" "padded" "masked" "clipped" "cosine" "dropout" "window 7" "window 12 x 12" |
+            sed 's/.*/python benchmarks\/gpu_check_window.py --cases "&"/'
+        echo python benchmarks/gpu_check_operators.py
+    } | xargs -d '\n' -P 9 -I{} bash -c '{}'
+}
+export -f checks
+run 200 bash -c checks || echo "RED: each row below is checked again for itself; none is written of what is wrong"
+window() { run "$1" python benchmarks/window_attention_gpu.py "${@:2}"; }
+window 60 --shapes "stage 1" --contenders triton cuda "sdpa + mask"
+run 60 python benchmarks/operators_gpu.py token_contrast attention_mask --dtypes bfloat16
+window 60 --shapes "stage 2" "stage 3" "stage 4" --contenders triton cuda "sdpa + mask"
+run 60 python benchmarks/operators_gpu.py drop_tokens restore_tokens class_attention --dtypes bfloat16
+window 60 --shapes "stage 1, window 7" --contenders triton "sdpa + mask"
+run 90 python -m medfast_kernels qualify
+window 60 --shapes "stage 1" "stage 1, window 7" --contenders "monai compiled" flex
+window 40 --dtype float16 --shapes "stage 1" --contenders triton cuda "sdpa + mask"
+window 40 --dtype float32 --shapes "stage 1" --contenders triton "sdpa + mask"
+window 60 --shapes "stage 2, window 7" "stage 3, window 7" "stage 4, window 7" --contenders triton "sdpa + mask"
+run 60 python benchmarks/operators_gpu.py --dtypes float32
+if python -c 'import yaml' 2>/dev/null; then
+    run 60 python benchmarks/gpu_check.py --quick
+    run 40 python benchmarks/step.py configs/smart.yaml --device cuda --precision bf16 --batch 4
+    run 40 python benchmarks/step.py configs/smit.yaml --device cuda --precision bf16 --batch 4
+else
+    echo "no PyYAML: the rows of whole steps are left out"
+fi
+echo "== ${SECONDS} s, done"
+((${#failed[@]} == 0)) || { printf '%s\n' "${failed[@]}"; exit 1; }

@@ -1,6 +1,6 @@
 """Operators and one objective on the GPU against the CPU: values, gradients in fp32 against fp64, random bits exactly.
 
-python benchmarks/gpu_check.py [--device cuda]      exits 1 at the first thing that is wrong
+python benchmarks/gpu_check.py [--device cuda] [--quick]      exits 1 at the first thing that is wrong
 """
 
 from __future__ import annotations
@@ -64,11 +64,14 @@ def no_sync(device: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Check what runs on the GPU.")
     parser.add_argument("--device", default="cuda")
-    device = parser.parse_args().device
-    for checked in (random_bits, window_attention, gpu_check_window.window_kernels, no_sync):
+    parser.add_argument("--quick", action="store_true", help="without what gpu_check_window and _operators check")
+    options = parser.parse_args()
+    device = options.device
+    for checked in (random_bits, window_attention, no_sync):
         checked(device)
         print(f"{checked.__name__}: right on {device}", flush=True)
-    if device == "cuda":
+    if not options.quick:
+        gpu_check_window.window_kernels(device)
         gpu_check_operators.main(device)
     check("configs/smart.yaml", device)
     print(f"smart: losses right on {device}")

@@ -1,8 +1,13 @@
-"""Window attention on each backend that the device has, in each of its dtypes: values and gradients against fp64."""
+"""Window attention on each backend that the device has, in each of its dtypes: values and gradients against fp64.
+
+python benchmarks/gpu_check_window.py [--cases "stage one" ...]      exits 1 at the first thing that is wrong
+"""
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -47,11 +52,12 @@ def errors(got: list[Tensor], truth: list[Tensor]) -> list[float]:
     return [((a.cpu().double() - b).abs().max() / b.abs().max()).item() for a, b in zip(got, truth, strict=True)]
 
 
-def window_kernels(device: str) -> None:
+def window_kernels(device: str, cases: Iterable[str] = tuple(CASES)) -> None:
     """Exits where a backend is more than twice (gradients: three times) as far from fp64 as the reference there."""
     backends = [name for name in ("triton", "cuda", "cpp")
                 if _dispatch.why_not("window_attention", name, torch.device(device)) is None]  # fmt: skip
-    for name, (heads, dim, given) in CASES.items():
+    for name in cases:
+        heads, dim, given = CASES[name]
         tensors, options = problem(heads, dim, given)
         for dtype in DTYPES:
             low = {key: x.to(dtype) if key == "qkv" else x.float() for key, x in tensors.items()}
@@ -70,3 +76,16 @@ def window_kernels(device: str) -> None:
                 allowed = [(2 if i == 0 else 3) * max(error, least) for i, error in enumerate(eager)]
                 if not same or any(not a <= b for a, b in zip(found, allowed, strict=True)):
                     sys.exit(f"{name}, {dtype}: {backend} is off by {found}, allowed {allowed}; repeatable: {same}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Window attention of every backend against fp64.")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
+    options = parser.parse_args()
+    window_kernels(options.device, options.cases)
+    print(f"window attention, {', '.join(options.cases)}: right on {options.device}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,7 @@
-"""Rows of benchmarks/results/*.jsonl: append-only, each with date, commit, hardware and versions."""
+"""Rows of benchmarks/results/*.jsonl: append-only, each with date, commit, hardware and versions.
+
+MEDFAST_RESULTS: another folder for them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = Path(os.environ.get("MEDFAST_RESULTS") or ROOT / "benchmarks" / "results")
 SOURCES = ("csrc", "kernels", "medfast", "configs", "benchmarks", ":!benchmarks/results")
 
 

@@ -19,6 +19,7 @@ import sys
 import time
 
 import torch
+from baselines import Partitioned, eager, sdpa
 from rows import ROOT, append, environment
 from torch import Tensor
 
@@ -33,49 +34,7 @@ SHAPES = {  # batch, grid, channels, heads: the stages of SMART's Swin at 64^3
 WINDOW, SHIFT = 4, 2
 
 
-def partitioned(qkv: Tensor, table: Tensor, mask: Tensor, attend) -> Tensor:
-    """Roll, partition, attention on windows, and back, as MONAI's block does it."""
-    b, d, h, w, _, heads, dim = qkv.shape
-    x = torch.roll(qkv.flatten(4), (-SHIFT,) * 3, (1, 2, 3))
-    x = x.view(b, d // 4, 4, h // 4, 4, w // 4, 4, -1).permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, 64, 3, heads, dim)
-    bias = table[ROWS].permute(2, 0, 1)
-    out = attend(*x.permute(2, 0, 3, 1, 4).unbind(0), bias, mask).transpose(1, 2).reshape(-1, 4, 4, 4, heads * dim)
-    out = out.view(b, d // 4, h // 4, w // 4, 4, 4, 4, -1).permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, d, h, w, -1)
-    return torch.roll(out, (SHIFT,) * 3, (1, 2, 3))
-
-
-def eager(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias
-    windows, heads, n, _ = scores.shape
-    scores = scores.view(-1, len(mask), heads, n, n) + mask[None, :, None]
-    return scores.view(windows, heads, n, n).softmax(-1) @ v
-
-
-def sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
-    both = (bias[None] + mask[:, None]).repeat(len(q) // len(mask), 1, 1, 1)
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=both)
-
-
-def shift_mask(grid: int) -> Tensor:
-    """(windows, 64, 64): 0 where two tokens see each other, -100 where only the wrap brings them together."""
-    late = (torch.arange(grid) + SHIFT >= grid).long()
-    region = late[:, None, None] * 4 + late[:, None] * 2 + late
-    n = grid // 4
-    region = region.view(n, 4, n, 4, n, 4).permute(0, 2, 4, 1, 3, 5).reshape(-1, 64)
-    return (region[:, :, None] != region[:, None, :]) * -100.0
-
-
-def offsets() -> Tensor:
-    at = torch.cartesian_prod(*[torch.arange(4)] * 3)
-    return ((at[:, None] - at[None] + 3) * torch.tensor([49, 7, 1])).sum(-1)
-
-
-ROWS = offsets()
-
-
-def contenders(grid: int, dtype: torch.dtype) -> dict:
-    mask = shift_mask(grid).to(dtype)
-
+def contenders(grid: int) -> dict:
     def ours(name: str):
         def run(qkv, table):
             with mk.backend(name):
@@ -84,8 +43,8 @@ def contenders(grid: int, dtype: torch.dtype) -> dict:
         return run
 
     return {
-        "monai eager": lambda qkv, table: partitioned(qkv, table, mask, eager),
-        "sdpa + mask": lambda qkv, table: partitioned(qkv, table, mask, sdpa),
+        "monai eager": Partitioned(grid, WINDOW, SHIFT, eager),
+        "sdpa + mask": Partitioned(grid, WINDOW, SHIFT, sdpa),
         "reference": ours("reference"),
         "cpp": ours("cpp"),
     }
@@ -104,9 +63,9 @@ def measure(shape: str, rounds: int, allocator: str) -> list[dict]:
             torch.randn(343, heads)]  # fmt: skip
     x, weight, table = (t.requires_grad_() for t in made)
     grad = torch.randn(batch, grid, grid, grid, channels)
-    runs = contenders(grid, torch.float32)
+    runs = contenders(grid)
     exact = [t.detach().double().requires_grad_() for t in (x, weight, table)]
-    truth = step(contenders(grid, torch.float64)["reference"], exact[0], exact[1], exact[2], heads, grad.double())
+    truth = step(runs["reference"], exact[0], exact[1], exact[2], heads, grad.double())
     for name, run in runs.items():
         for got, expected in zip(step(run, x, weight, table, heads, grad), truth, strict=True):
             error = ((got - expected).abs().max() / expected.abs().max()).item()

@@ -1,58 +1,66 @@
 """Window attention on a GPU, forward and backward: each backend beside what a Swin would use otherwise.
 
-    python benchmarks/window_attention_gpu.py [--dtype bfloat16] [--shapes "stage 1" ...]
+    python benchmarks/window_attention_gpu.py [--dtype bfloat16] [--shapes "stage 1" ...] [--contenders triton ...]
     python benchmarks/window_attention_gpu.py --device cpu --batch 1 --rounds 1 --shapes "stage 4"  # only that it runs
 
-SMIT's stages at 128^3, window 4, shift 2 (kernels.md, section 5). The attention core alone: qkv is given. A contender
-that is wrong against fp64 of the first sample, or does not run, has no row and says why.
+SMIT's stages at 128^3, window 4, and MONAI SwinUNETR's, window 7, both shifted (kernels.md, section 5). The attention
+core alone: qkv is given. A contender that is wrong against fp64, or does not run, has no row and says why.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from rows import append, environment
+from baselines import Partitioned, eager, sdpa
+from on_gpu import TOLERANCE, copied, milliseconds, no_row, on, peak_extra, why_no_row, write, wrong
 from torch import Tensor
 from torch.nn.attention import flex_attention as flex
-from window_attention import SHIFT, WINDOW, eager, partitioned, sdpa, shift_mask
 
 import medfast_kernels as mk
 
-SHAPES = {"stage 1": (64, 48, 4), "stage 2": (32, 96, 4), "stage 3": (16, 192, 8), "stage 4": (8, 384, 16)}
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+class Shape(NamedTuple):
+    grid: int
+    heads: int
+    dim: int
+    window: int
+    shift: int
 
 
-def contenders(grid: int, dtype: torch.dtype, device: str) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    mask = shift_mask(grid).to(device, dtype)
+SHAPES = {
+    **{f"stage {i + 1}": Shape(64 >> i, heads, dim, 4, 2) for i, (heads, dim) in enumerate(
+        ((4, 12), (4, 24), (8, 24), (16, 24)))},
+    **{f"stage {i + 1}, window 7": Shape(64 >> i, 3 << i, 16, 7, 3) for i in range(4)},
+}  # fmt: skip
+BASELINE = "monai eager"
+PASSES = {"forward": 4, "forward + backward": 11}  # reads and writes of the activation that cannot be avoided
 
-    def ours(name: str):
-        def run(qkv, table):
-            with mk.backend(name):
-                return mk.window_attention(qkv, table, window=WINDOW, shift=SHIFT)
 
-        return run
+def flexible(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
+    windows = len(mask)
 
-    def monai(qkv, table):
-        return partitioned(qkv, table.to(dtype), mask, eager)
+    def score(value, b, h, i, j):
+        return value + bias[h, i, j] + mask[b % windows, i, j]
 
-    def flexible(q, k, v, bias, mask):
-        windows = len(mask)
+    return flex.flex_attention(q, k, v, score_mod=score)  # type: ignore[return-value]
 
-        def score(value, b, h, i, j):
-            return value + bias[h, i, j] + mask[b % windows, i, j]
 
-        return flex.flex_attention(q, k, v, score_mod=score)
+def contenders(shape: Shape, device: str) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    theirs = {name: Partitioned(shape.grid, shape.window, shape.shift, attend, device)
+              for name, attend in (("eager", eager), ("sdpa", sdpa), ("flex", flexible))}  # fmt: skip
+
+    def ours(qkv: Tensor, table: Tensor) -> Tensor:
+        return mk.window_attention(qkv, table, window=shape.window, shift=shape.shift, clip=False)
 
     return {
-        "monai eager": monai,
-        "monai compiled": torch.compile(monai),
-        "sdpa + mask": lambda qkv, table: partitioned(qkv, table.to(dtype), mask, sdpa),
-        "flex": torch.compile(lambda qkv, table: partitioned(qkv, table.to(dtype), mask, flexible)),
-        **{name: ours(name) for name in ("reference", "triton", "cuda", "cpp")},
+        BASELINE: theirs["eager"],
+        **{name: on(name, ours) for name in ("triton", "cuda", "reference", "cpp")},
+        "sdpa + mask": theirs["sdpa"],
+        "monai compiled": torch.compile(theirs["eager"], dynamic=False),
+        "flex": torch.compile(theirs["flex"], dynamic=False),
     }
 
 
@@ -61,77 +69,62 @@ def step(run: Callable, qkv: Tensor, table: Tensor, grad: Tensor) -> list[Tensor
     return [out.detach(), *torch.autograd.grad(out, (qkv, table), grad)]
 
 
-def wrong(got: list[Tensor], truth: list[Tensor], allowed: float) -> str | None:
-    errors = [((a.double() - b).abs().max() / b.abs().max()).item() for a, b in zip(got, truth, strict=True)]
-    return None if all(error <= allowed for error in errors) else f"relative errors {errors}, allowed {allowed}"
+def truth_of(run: Callable, qkv: Tensor, table: Tensor, grad: Tensor) -> list[Tensor]:
+    """In fp64, sample by sample: the weights of all of them may not fit."""
+    parts = []
+    for i in range(len(qkv)):
+        one, exact = (x.detach().double().requires_grad_() for x in (qkv[i : i + 1], table))
+        parts.append(step(run, one, exact, grad[i : i + 1].double()))
+    outs, grads, tables = zip(*parts, strict=True)
+    return [torch.cat(outs), torch.cat(grads), torch.stack(tables).sum(0)]
 
 
-def milliseconds(call: Callable[[], object], device: str) -> float:
-    if device != "cuda":
-        begin = time.perf_counter()
-        call()
-        return 1e3 * (time.perf_counter() - begin)
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    call()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end)
-
-
-def measure(shape: str, batch: int, dtype: torch.dtype, device: str, rounds: int) -> list[dict]:
-    grid, channels, heads = SHAPES[shape]
+def measure(name: str, options: argparse.Namespace) -> None:
+    shape, dtype, device = SHAPES[name], getattr(torch, options.dtype), options.device
     torch.manual_seed(0)
-    qkv = torch.randn(batch, grid, grid, grid, 3, heads, channels // heads, device=device, dtype=dtype)
-    table = torch.randn(343, heads, device=device)
-    grad = torch.randn(batch, grid, grid, grid, channels, device=device, dtype=dtype)
-    few = [qkv[:1].clone().requires_grad_(), table.requires_grad_(), grad[:1]]
-    exact = [x.detach().double().requires_grad_() for x in few]
-    truth = step(contenders(grid, torch.float64, device)["reference"], *exact)
-    qkv.requires_grad_()
-    times: dict[str, dict[str, float]] = {}
-    for name, run in contenders(grid, dtype, device).items():
-        try:
-            reason = wrong(step(run, *few), truth, TOLERANCE[dtype])
-        except Exception as error:  # noqa: BLE001, a contender may fail in ways of its own; the row says nothing then
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    cells = (options.batch, *[shape.grid] * 3)
+    qkv = torch.randn(*cells, 3, shape.heads, shape.dim, device=device, dtype=dtype).requires_grad_()
+    table = torch.randn((2 * shape.window - 1) ** 3, shape.heads, device=device).requires_grad_()
+    grad = torch.randn(*cells, shape.heads * shape.dim, device=device, dtype=dtype)
+    runs, copy, base = contenders(shape, device), copied(device), {}
+    truth = truth_of(runs["reference"], qkv, table, grad)
+    for backend in [BASELINE, *[one for one in options.contenders if one != BASELINE]]:
+        run = runs[backend]
+
+        def right(run=run) -> str | None:
+            return wrong(step(run, qkv, table, grad), truth, TOLERANCE[dtype])
+
+        reason = why_no_row(right)
         if reason is not None:
-            print(f"{shape}  {name:<16} no row: {reason}", flush=True)
+            no_row(name, backend, reason)
             continue
-        for _ in range(2):
-            step(run, qkv, table, grad)
-        with torch.no_grad():
-            ahead = [milliseconds(lambda run=run: run(qkv, table), device) for _ in range(rounds)]
-        both = [milliseconds(lambda run=run: step(run, qkv, table, grad), device) for _ in range(rounds)]
-        times[name] = {"forward": statistics.median(ahead), "forward + backward": statistics.median(both)}
-    sizes = {"batch": batch, "grid": [grid] * 3, "channels": channels, "heads": heads, "window": WINDOW, "shift": SHIFT}
-    return [
-        {
-            **environment(device), "op": "window_attention", "backend": name, "shape": shape, "sizes": sizes,
-            "pass": which, "dtype": str(dtype).removeprefix("torch."), "ms_p50": round(value, 4), "rounds": rounds,
-            "ratio": round(times["monai eager"][which] / value, 2), "ratio_to": "monai eager",
-            "GB_per_s_of_floor": round((4 if which == "forward" else 11) * grad.nbytes / value / 1e6, 1),
-        }
-        for name, row in times.items() for which, value in row.items()
-    ]  # fmt: skip
+        calls = {"forward": lambda run=run: torch.no_grad()(run)(qkv, table),
+                 "forward + backward": lambda run=run: step(run, qkv, table, grad)}  # fmt: skip
+        for which, call in calls.items():
+            took = milliseconds(call, device, options.rounds)
+            if backend == BASELINE:
+                base[which] = took
+            sizes = {**shape._asdict(), "batch": options.batch}
+            row = {"op": "window_attention", "backend": backend, "shape": name, "sizes": sizes, "pass": which}
+            row |= {"dtype": options.dtype, "ms_p50": round(took, 4), "rounds": options.rounds}
+            row |= {"peak_extra_mib": peak_extra(call, device)}
+            row |= {"ratio": round(base[which] / took, 2), "ratio_to": BASELINE} if which in base else {}
+            floor = PASSES[which] * grad.nbytes
+            write("window_attention_gpu", device, {**row, "fraction_of_copy": round(floor / copy / took, 3)})
 
 
 def main() -> None:
+    names = list(contenders(SHAPES["stage 4"], "cpu"))
     parser = argparse.ArgumentParser(description="Window attention on a GPU, forward and backward.")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "float16", "bfloat16"])
     parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--contenders", nargs="*", default=names, choices=names, help=f"beside {BASELINE}")
     options = parser.parse_args()
     for shape in options.shapes:
-        rows = measure(shape, options.batch, getattr(torch, options.dtype), options.device, options.rounds)
-        for row in rows:
-            print(
-                f"{shape}  {row['backend']:<16} {row['pass']:<18} {row['ms_p50']:9.3f} ms  x{row['ratio']}", flush=True
-            )
-        if options.device == "cuda":
-            append("window_attention_gpu", rows)
+        measure(shape, options)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,35 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run_folder", type=Path, metavar="RUN")
     report.add_argument("--store", type=Path, help="where the store is now, if it has moved since the run")
     report.set_defaults(run=_report)
+
+    models = commands.add_parser("models", help="every architecture: parameters, cost, papers")
+    models.set_defaults(run=_models)
+    _add_interchange(commands)
     return parser
+
+
+def _add_interchange(commands) -> None:
+    """import, export."""
+    taken = commands.add_parser("import", help="public weights (MONAI, SMIT, nnFormer ...) -> ours")
+    taken.add_argument("weights", type=Path, metavar="WEIGHTS", help=".safetensors, or a .pt that holds tensors alone")
+    taken.add_argument(
+        "--as", dest="kind", required=True, metavar="FORMAT", help="what WEIGHTS is, e.g. monai_swin_unetr"
+    )
+    what = taken.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", type=Path, help="an experiment whose objective.backbone the weights are of")
+    what.add_argument("--backbone", metavar="YAML", help="the architecture itself, e.g. '{name: swin_unetr}'")
+    taken.add_argument("--out", type=Path, required=True, metavar="CKPT.safetensors")
+    taken.add_argument("--partial", action="store_true", help="take a file that holds less than 95 %% of the numbers")
+    taken.set_defaults(run=_import)
+    given = commands.add_parser("export", help="weights of a run -> a public format, with a model card")
+    given.add_argument("source", type=Path, metavar="CHECKPOINT|RUN", help="or a .safetensors file of medfast import")
+    given.add_argument("--as", dest="kind", default="medfast", metavar="FORMAT", help="e.g. monai_swin_unetr")
+    given.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    given.add_argument("--part", choices=("student", "teacher"), default="student")
+    given.add_argument(
+        "--partial", action="store_true", help="write a format that holds less than 95 %% of the numbers"
+    )
+    given.set_defaults(run=_export)
 
 
 def _doctor(options: argparse.Namespace) -> None:
@@ -123,6 +151,12 @@ def _pretrain(options: argparse.Namespace) -> None:
     train = configuration.train_settings(config)
     stream = open_stream(config["data"], seed=train.seed, batch=train.batch, views=objective.views, split="train",
                          ahead=objective.ahead)  # fmt: skip
+    missing = sorted(objective.needs - stream.gives)
+    if missing:
+        raise ValueError(
+            f"the objective {config['objective']['name']} reads {missing}, which this data section does not make: "
+            "rotation comes with data.rotate=true, uncut with data.cutout=true"
+        )
     pretrain(objective, config, stream, _open_holdout(config, objective.views))
 
 
@@ -143,6 +177,30 @@ def _report(options: argparse.Namespace) -> None:
         raise FileNotFoundError(f"{options.run_folder} has no finished checkpoint yet; nothing to report")
     checkpoint.read_into(objective, newest)
     print(report(options.run_folder, objective, _open_holdout(config, objective.views), config))
+
+
+def _models(options: argparse.Namespace) -> None:
+    from medfast.models import table
+
+    print(table())
+
+
+def _import(options: argparse.Namespace) -> None:
+    from medfast import config as configuration
+    from medfast.interchange import import_weights
+
+    if options.config is not None:
+        section = configuration.load(options.config)["objective"].get("backbone")
+        _require({"backbone": section}, "backbone", "--backbone '{name: ...}'", "the architecture")
+    else:
+        section = configuration.parse(options.backbone)
+    import_weights(options.weights, options.kind, section, options.out, partial=options.partial)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from medfast.interchange import export_weights
+
+    export_weights(options.source, options.kind, options.out, part=options.part, partial=options.partial)
 
 
 def _open_holdout(config: dict, views: int):

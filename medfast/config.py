@@ -31,7 +31,8 @@ _TABLES: dict[str, Mapping[str, Callable]] = {
     "backbone": {**BACKBONES, **NETWORKS},
     "mask": MASKS,
 }
-_GIVEN_BY_TRAINING = {"seed", "batch", "views", "split", "ahead"}  # arguments of Stream that are no option of the data section
+# arguments of Stream that are no option of the data section
+_GIVEN_BY_TRAINING = {"seed", "batch", "views", "split", "ahead"}
 _INIT = {"from": str | None, "part": str | None, "allow_partial": bool}
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")  # YAML 1.1 reads 1e-3 as a string
 
@@ -84,7 +85,7 @@ def validate(config: Mapping[str, Any]) -> dict[str, Any]:
     deepspeed_engine.check(config.get("deepspeed"), optim, train)
     if config.get("init") is not None:
         checked["init"] = _checked("init", config["init"], _INIT)
-        start.check_init(checked["init"])
+        start.check_init(checked["init"], checked["objective"].get("backbone"))
     return checked
 
 
@@ -98,6 +99,25 @@ def build(config: Mapping[str, Any]) -> Objective:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(train_settings(config).seed)
         return _build("objective", config["objective"], "objective")
+
+
+def parse(text: str) -> dict[str, Any]:
+    """A section written on the command line: '{name: swin, embed: 48}'. ConfigError for anything else."""
+    import yaml
+
+    try:
+        section = _numbers(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{text!r} is no valid YAML: {error}") from None
+    _check_call("the section", section)
+    return section
+
+
+def build_backbone(section: Mapping[str, Any]) -> Any:
+    """The backbone or network of a section {name: ..., settings}, checked as ``load`` does, parameters of seed 0."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _build("backbone", _checked_call("backbone", section, "backbone"), "backbone")
 
 
 def _build(path: str, section: Mapping[str, Any], table: str) -> Any:
@@ -220,8 +240,13 @@ def _numbers(value: Any) -> Any:
 TINY: dict[str, dict[str, Any]] = {
     "backbone": {"embed": 12, "depths": [2, 2, 2, 2], "heads": [1, 2, 4, 8], "sa_heads": 4},
     "vit": {"size": 64, "embed": 48, "depth": 2, "heads": 4},
-    "objective": {"prototypes": 256, "head_widths": [128, 128, 64], "decoder_width": 48, "decoder_depth": 2,
-                  "decoder_heads": 4},
+    "objective": {
+        "prototypes": 256,
+        "head_widths": [128, 128, 64],
+        "decoder_width": 48,
+        "decoder_depth": 2,
+        "decoder_heads": 4,
+    },
     "data": {"size": 64},
     "train": {"batch": 2, "steps": 20, "validate_every": 0, "checkpoint_every": 20},
 }

@@ -17,9 +17,17 @@ from torch import Tensor, nn
 from medfast_kernels import Key
 
 __all__ = [
-    "Backbone", "Batch", "DropsTokens", "EncodesPairs", "Features", "Key", "Mask", "Masker", "Network", "Objective",
-    "Output", "Teacher",
+    "Backbone", "Batch", "DropsTokens", "EncodesPairs", "Features", "Gather", "Key", "Mask", "Masker", "Network",
+    "Objective", "Output", "Teacher", "alone",
 ]  # fmt: skip
+
+# Rows (b, ...) of this rank -> the rows of all ranks in order of rank, with gradient, and how many come before its own.
+Gather = Callable[[Tensor], tuple[Tensor, int]]
+
+
+def alone(rows: Tensor) -> tuple[Tensor, int]:
+    """``Gather`` of a rank that is the only one."""
+    return rows, 0
 
 
 @dataclass(frozen=True)
@@ -205,16 +213,20 @@ class Teacher:
 
 
 class Objective(nn.Module):
-    """A pretext task. ``forward`` communicates with nobody and draws from ``batch.key`` alone.
+    """A pretext task. ``forward`` communicates with nobody but through ``gather`` and draws from ``batch.key`` alone.
 
     views: how many views of a volume it wants. needs: names it reads from ``Batch.params`` or ``Batch.targets``.
     teacher: updated by training, once per optimizer step, with ``momentum(t)``. t in [0, 1) is the only clock: it is
-    step / steps of the whole run, a 0-dim tensor in forward and a float in ``momentum``.
+    step / steps of the whole run, a 0-dim tensor in forward and a float in ``momentum``. group: samples, consecutive
+    global slots, that are contrasted with each other or share batch statistics; training refuses to start where all
+    ranks' micro-batches together are no multiple of it, and sets gather.
     """
 
     views: int = 1
     needs: frozenset[str] = frozenset()
     teacher: Teacher | None = None
+    group: int = 1
+    gather: Gather = staticmethod(alone)
 
     def forward(self, batch: Batch, t: Tensor) -> Output:
         raise NotImplementedError

@@ -31,7 +31,11 @@ from .names import (
 ENOUGH = 0.95  # share of the numbers of a network that other weights must hold
 ARCHITECTURES: Mapping[str, Callable[..., Any]] = {**BACKBONES, **NETWORKS}
 _WRAPPERS = ("module.", "backbone.", "model.")  # what DataParallel and trainers put before every name
-_OURS_ALONE = ("semantic", "tap_norms")  # parts of a Swin that no public Swin has under a name
+_HARMLESS = {  # settings that leave what the shared weights compute as it is, or that shapes give away
+    "name", "drop_path", "checkpoint", "taps", "classes", "semantic_attention", "sa_heads", "sa_type", "size",
+    "deep_supervision", "unread_norms",
+}  # fmt: skip
+_OURS_ALONE = ("semantic", "tap_norms")  # parts of a Swin that not every public one has
 
 
 class Layout(NamedTuple):
@@ -40,8 +44,8 @@ class Layout(NamedTuple):
     names: the map. within: ours is that part of the network the names are of ("encoder": the backbone of a U-Net).
     settings: constructor arguments under which ours computes what theirs does. merges: orders of ``MERGE_ORDERS`` that
     theirs can be built with; weights trained in another one are permuted. index: bias rows (n, n) of a window, a buffer
-    that theirs has. idle_norms: theirs holds LayerNorms that nothing reads. keeps: names of ours that no name in
-    theirs stands for, but that are theirs all the same.
+    that theirs has. idle_norms: theirs holds LayerNorms that nothing reads. keeps: parts that only some Swins have, and
+    theirs has. fixed: arguments of ours that theirs cannot be given, and their values there.
     """
 
     names: Names
@@ -51,6 +55,7 @@ class Layout(NamedTuple):
     index: Callable[[int], Tensor] | None = None
     idle_norms: bool = False
     keeps: tuple[str, ...] = ()
+    fixed: Mapping[str, Any] = {}
 
 
 class Match(NamedTuple):
@@ -86,6 +91,8 @@ def _nnformer_index(window: int) -> Tensor:
 _CLIPS = {"clip": True, "bias_index": "sliced"}  # of a bare Swin; swin_unetr always clips
 _PLAIN = {"merge": "monai", "patch_norm": False}
 _MERGES = ("monai", "monai_v2")
+_ALL_MERGES = (*_MERGES, "monai_legacy")  # load_from does not look
+_UNETR = {"depth": 12, "patch": 16, "taps": (3, 6, 9), "positions": "learned"}
 
 FORMATS: dict[str, dict[str, Layout]] = {
     "medfast": {name: Layout(Names(()), keeps=_OURS_ALONE) for name in ARCHITECTURES},
@@ -98,16 +105,18 @@ FORMATS: dict[str, dict[str, Layout]] = {
     "monai_swin": {"swin": Layout(MONAI_SWIN, "", {**_PLAIN, **_CLIPS}, _MERGES, index=bias_index)},
     "monai_swinvit": {
         "swin_unetr": Layout(
-            MONAI_SWINVIT, "", {"merge": "monai_legacy", "bias_index": "sliced"}, (*MERGE_ORDERS,), index=bias_index
+            MONAI_SWINVIT, "", {"merge": "monai_legacy", "bias_index": "sliced"}, _ALL_MERGES, index=bias_index
         ),
         "swin": Layout(
-            MONAI_SWINVIT, "encoder", {**_PLAIN, **_CLIPS, "merge": "monai_legacy"}, (*MERGE_ORDERS,), index=bias_index
+            MONAI_SWINVIT, "encoder", {**_PLAIN, **_CLIPS, "merge": "monai_legacy"}, _ALL_MERGES, index=bias_index
         ),
     },
     "monai_vit": {"vit": Layout(MONAI_VIT, idle_norms=True)},
     "monai_unetr": {
-        "unetr": Layout(MONAI_UNETR, idle_norms=True),
-        "vit": Layout(MONAI_UNETR, "encoder", idle_norms=True),
+        "unetr": Layout(MONAI_UNETR, idle_norms=True, fixed=_UNETR),
+        "vit": Layout(
+            MONAI_UNETR, "encoder", idle_norms=True, fixed={"depth": 12, "patch": 16, "positions": "learned"}
+        ),
     },
     "smit": {
         "smit_unet": Layout(SMIT, merges=("smit",), index=bias_index, keeps=("tap_norms",)),
@@ -137,6 +146,12 @@ def arguments(section: Mapping[str, Any]) -> dict[str, Any]:
     return {**defaults, **section}
 
 
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings of two sections of the same name under which the same weights compute different things."""
+    a, b = arguments(one), arguments(other)
+    return {n: (a[n], b[n]) for n in a if n not in _HARMLESS and _plain(a[n]) != _plain(b[n])}
+
+
 def to_ours(state: Mapping[str, Tensor], kind: str, architecture: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Their weights under our names, and the names of theirs that are no part of this architecture.
 
@@ -159,7 +174,12 @@ def to_theirs(state: Mapping[str, Tensor], kind: str, section: Mapping[str, Any]
     how = layout(kind, section["name"])
     left = [name for name in state if set(name.split(".")[:2]) & set(_OURS_ALONE) - set(how.keeps)]
     held = {name: x for name, x in state.items() if name not in left}
-    order = arguments(section).get("merge")
+    given = arguments(section)
+    odd = [name for name, value in how.fixed.items() if _plain(given[name]) != _plain(value)]
+    if odd:
+        told = ", ".join(f"{name}={how.fixed[name]!r}, not {given[name]!r}" for name in odd)
+        raise ValueError(f"format {kind!r} holds networks with {told}: write this one as 'medfast'")
+    order = given.get("merge")
     if how.merges and order is not None and order not in how.merges:
         held = reorder_merges(held, order, how.merges[0])
     match = Match(tuple(held), (), tuple(left), _numbers(held.values()) / max(_numbers(state.values()), 1))
@@ -236,6 +256,13 @@ def _idle_norms(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if f"{stem}.mlp.fc1.weight" in state:  # a block of the ViT, not of a U-Net
             made |= {f"{stem}.unread_norm.weight": torch.ones_like(x), f"{stem}.unread_norm.bias": torch.zeros_like(x)}
     return made
+
+
+def _plain(value: Any) -> Any:
+    """Lists for tuples, one number for three equal ones: the ways to write one setting."""
+    if isinstance(value, list | tuple):
+        return value[0] if len(value) == 3 and len(set(value)) == 1 else list(value)
+    return value
 
 
 def _numbers(tensors) -> int:

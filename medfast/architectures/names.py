@@ -63,6 +63,7 @@ SMIT = Names(
     unread=("relative_position_index", "mask_token"),  # the mask token is the objective's
 )
 
+# 282857341/nnFormer nnformer/network_architecture/nnFormer_synapse.py and nnFormer_tumor.py, class nnFormer
 NNFORMER = Names(
     (
         ("encoder.patch_embed.first", "model_down.patch_embed.proj1"),
@@ -104,6 +105,52 @@ MONAI_UNETR = Names(
         *_CONVS,
     ),
     unread=MONAI_VIT.unread,
+)
+
+# Tencent/MedicalNet models/resnet.py; Project-MONAI/MONAI monai/networks/nets/resnet.py (without bias in the shortcuts)
+RESNET = Names(
+    (
+        *((f"stages.{i}", f"layer{i + 1}") for i in range(4)),
+        ("shortcut_norm", "downsample.1"),
+        ("shortcut", "downsample.0"),
+        *((f"norm{i}", f"bn{i}") for i in (1, 2, 3)),
+    ),
+    unread=("conv_seg", "fc"),  # heads
+)
+
+# devalab/SwinFUSE swin_unetr.py, SwinTransformerCoAttn: our dim="code"
+SWINFUSE = Names(
+    (
+        *((f"dim.branches.{i}.0", f"mh{i + 1}") for i in range(2)),
+        ("in_proj.weight", "in_proj_weight"),
+        ("in_proj.bias", "in_proj_bias"),
+        *((f"encoder.{ours}", theirs) for ours, theirs in MONAI_SWIN.pairs[:8]),
+        ("encoder.patch_embed", "patch_embed"),
+        *MONAI_SWIN.pairs[8:],
+    ),
+    unread=MONAI_SWIN.unread,
+)
+
+_SKIP = (("widen", "x1_linear"), ("cross", "cross_attn"), ("narrow", "concat_linear"))
+
+# mindflow-institue/DAEFormer networks/DAEFormer.py and networks/segformer.py, class DAEFormer
+DAE_FORMER = Names(
+    (
+        *((f"encoder.embeds.{i}", f"backbone.patch_embed{i + 1}") for i in range(3)),
+        *((f"encoder.stages.{i}", f"backbone.block{i + 1}") for i in range(3)),
+        *((f"encoder.norms.{i}", f"backbone.norm{i + 1}") for i in range(3)),
+        *((f"mlp{i}.unread.{j}", f"mlp{i}.norm{j + 2}") for i in ("", 1, 2) for j in range(2)),
+        ("dwconv", "dwconv.dwconv"),
+        ("cross.reprojection", "cross_attn.attn.reprojection"),
+        ("cross.norm", "cross_attn.attn.norm"),
+        *((f"unread.{ours}", f"decoder_2.{theirs}") for ours, theirs in _SKIP),
+        ("head.expand", "decoder_0.layer_up"),
+        ("head.conv", "decoder_0.last_layer"),
+        *((f"ups.{i}", f"decoder_{2 - i}.layer_up") for i in range(2)),
+        *((f"decoder.{i}.blocks.{j}", f"decoder_{2 - i}.layer_former_{j + 1}") for i in range(3) for j in range(2)),
+        *((f"decoder.{i}.{ours}", f"decoder_{2 - i}.{theirs}") for i in (1, 2) for ours, theirs in _SKIP),
+    ),
+    unread=("unread",),
 )
 
 

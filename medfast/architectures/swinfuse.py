@@ -62,8 +62,8 @@ class DomainInvariance(nn.Module):
     width: of a row. Equal to ``embed``: rows are the tokens, in windows, every second layer shifted by half of one, and
     layer l works embed * 2**l wide, as the paper's text has it ("increase by an exponent of 2 with the base layer
     having 48"). Else, as in the public code: rows are (channel, first axis) and hold the (second, third) plane,
-    so h * w must be ``width``: 48 * 48 = 2304 at 96 voxels and patches of 2. heads: of each layer. across_samples: equal rows of the
-    samples of a batch attend to each other, not the rows of a sample.
+    so h * w must be ``width``: 48 * 48 = 2304 at 96 voxels and patches of 2. heads: of each layer. across_samples: the
+    rows of a sample do not attend to each other, equal rows of the samples of a batch do.
     """
 
     def __init__(self, embed: int, width: int, heads: Sequence[int], window: int, across_samples: bool):

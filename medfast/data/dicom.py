@@ -22,7 +22,7 @@ SAME_PLACE = 1e-3  # mm; closer slices are one slice twice
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 HEADER = ["SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing",
           "Rows", "Columns", "NumberOfFrames", "Modality", "RescaleSlope", "RescaleIntercept", "SamplesPerPixel",
-          "PhotometricInterpretation", "TransferSyntaxUID", "SOPClassUID", "BitsAllocated"]  # fmt: skip
+          "PhotometricInterpretation", "PatientID", "BitsAllocated"]  # fmt: skip
 
 
 def _pydicom():
@@ -43,8 +43,8 @@ def header(source: Path | bytes):
         return pydicom.Dataset()
 
 
-def by_series(files: Iterable[Path]) -> list[tuple[Path, ...]]:
-    """Files grouped by folder and series, each group and the groups sorted by name.
+def by_series(files: Iterable[Path]) -> list[tuple[tuple[Path, ...], str | None]]:
+    """(files, patient) of each series of each folder, sorted by name.
 
     What has no rows (reports, contours), and what no reader knows, is a group of its own, to be refused by name.
     """
@@ -52,8 +52,9 @@ def by_series(files: Iterable[Path]) -> list[tuple[Path, ...]]:
     for file in sorted(files):
         about = header(file)
         own = "Rows" not in about or "SeriesInstanceUID" not in about
-        groups[(file.parent, str(file) if own else str(about.SeriesInstanceUID))].append(file)
-    return sorted(tuple(group) for group in groups.values())
+        series = str(file) if own else str(about.SeriesInstanceUID)
+        groups[(file.parent, series, str(about.get("PatientID") or ""))].append(file)
+    return sorted((tuple(group), patient or None) for (_, _, patient), group in groups.items())
 
 
 def parse(blobs: list[bytes]) -> Image:
@@ -62,7 +63,7 @@ def parse(blobs: list[bytes]) -> Image:
     headers = [header(blob) for blob in blobs]
     _check_kind(headers)
     notes: list[str] = []
-    order, affine = stack_geometry(headers, notes)
+    order, affine = stack_geometry(headers)
     scales = {(float(h.get("RescaleSlope", 1)), float(h.get("RescaleIntercept", 0))) for h in headers}
     shape = (len(order), int(headers[0].Rows), int(headers[0].Columns))
     stack, place = None, -1
@@ -113,7 +114,7 @@ def _check_kind(headers: list) -> None:
         raise Bad("mixed-series", f"one series holds {len(kinds)} kinds of slices (sizes or modalities differ)")
 
 
-def stack_geometry(headers: list, notes: list[str]) -> tuple[list[tuple[int, bool]], np.ndarray]:
+def stack_geometry(headers: list) -> tuple[list[tuple[int, bool]], np.ndarray]:
     """(order, affine): (which file, is it at the same place as the one before) along the slice normal; 4x4, (column,
     row, slice, 1) to RAS mm. Raises Bad where slices do not make up an even, straight stack."""
     if len(headers) < 2:
@@ -137,10 +138,10 @@ def stack_geometry(headers: list, notes: list[str]) -> tuple[list[tuple[int, boo
     same = np.concatenate([[False], steps < SAME_PLACE])
     kept = order[~same]
     _check_stack(positions[kept], heights[kept], normal)
-    if "pixdim" not in notes and (step := (heights[kept[-1]] - heights[kept[0]]) / max(1, len(kept) - 1)) > 0:
-        affine = np.eye(4)
-        affine[:3, :3] = LPS_TO_RAS @ np.stack([along * sizes[0][1], down * sizes[0][0], normal * step], axis=1)
-        affine[:3, 3] = LPS_TO_RAS @ positions[kept[0]]
+    step = (heights[kept[-1]] - heights[kept[0]]) / (len(kept) - 1)
+    affine = np.eye(4)
+    affine[:3, :3] = LPS_TO_RAS @ np.stack([along * sizes[0][1], down * sizes[0][0], normal * step], axis=1)
+    affine[:3, 3] = LPS_TO_RAS @ positions[kept[0]]
     return list(zip(order.tolist(), same.tolist(), strict=True)), affine
 
 

@@ -16,7 +16,7 @@ def fetch(case: Case) -> tuple[str, list[bytes]]:
     found = [nifti.read(file) for file in case.files]
     source = found[0][0] if len(found) == 1 else _digest(*sorted(digest for digest, _ in found))
     if case.label is not None:
-        source = _digest(source, nifti.read(case.label)[0])
+        source = _digest(source, "label", nifti.read(case.label)[0])
     return source, [data for _, data in found]
 
 

@@ -65,8 +65,8 @@ def _cases(where: Path, axes: int) -> list[Case]:
     wanted = VOLUMES if axes == 3 else PICTURES
     found = [Case((file.resolve(),)) for file in files if file.name.lower().endswith(wanted) and not file.is_dir()]
     slices = [file.resolve() for file in files if _is_dicom(file)]
-    groups = dicom.by_series(slices) if axes == 3 and slices else [(file,) for file in slices]
-    return found + [Case(group) for group in groups]
+    groups = dicom.by_series(slices) if axes == 3 and slices else [((file,), None) for file in slices]
+    return found + [Case(group, group=patient) for group, patient in groups]
 
 
 def _is_dicom(file: Path) -> bool:
@@ -122,7 +122,7 @@ def _listed(source: Path, row: dict[str, Any], axes: int) -> list[Case]:
     cases = _cases(image, axes) if image.is_dir() else [Case((image.resolve(),))]
     if label and len(cases) > 1:
         raise ValueError(f"{source} gives one label for {image}, a folder of {len(cases)} images")
-    return [Case(case.files, place(label).resolve() if label else None, str(group) if group else None)
+    return [Case(case.files, place(label).resolve() if label else None, str(group) if group else case.group)
             for case in cases]  # fmt: skip
 
 

@@ -60,10 +60,10 @@ class Stream:
     drawn per axis. zoom: views cover [low, high] times the size, drawn per axis, and are resized (trilinear).
     intensity: {name: {p, range}}, see ``intensity``. foreground: keep views inside the body box, or around it where
     they are larger. rotate, flip: quarter turns and flips in the plane of the last two axes, in all views or as one
-    says for each; cutout: RCR's, true or {share, side, swap}, see ``cutout``. executor: "torch" or "dali"; same views within 2e-4. workers: threads that work ahead, 0 for none.
-    holdout: share of volumes kept from training. The rest comes from training: seed, batch (global, samples a step),
-    views, split ("train" or "holdout"), ahead (of a view's size: target name -> function of the stacked key, see
-    ``Objective.ahead``).
+    says for each. cutout: RCR's, true or {share, side, swap}, see ``cutout``. executor: "torch" or "dali"; same views
+    within 2e-4. workers: threads that work ahead, 0 for none. holdout: share of volumes kept from training. The rest
+    comes from training: seed, batch (global, samples a step), views, split ("train" or "holdout"), ahead (of a view's
+    size: target name -> function of the stacked key, see ``Objective.ahead``).
 
     waited: seconds the consumer of ``run`` has waited. note: a sentence about the split that the user should read, or
     None. volumes: ids of this split. Volumes shorter than a view are padded with -1024 HU and marked in
@@ -74,8 +74,8 @@ class Stream:
         self, store: str | Path, *, size: int | Sequence[int], window: Sequence[float] = (-500.0, 500.0),
         parent: float | Sequence[float] | None = None, zoom: Sequence[float] | None = None,
         intensity: dict | None = None, foreground: bool = False, rotate: bool | Sequence[bool] = False,
-        flip: bool | Sequence[bool] = False, cutout: dict | bool | None = None, executor: str = "torch", workers: int = 1,
-        holdout: float = 0.05, seed: int = 0, batch: int = 1, views: int = 2, split: str = "train",
+        flip: bool | Sequence[bool] = False, cutout: dict | bool | None = None, executor: str = "torch",
+        workers: int = 1, holdout: float = 0.05, seed: int = 0, batch: int = 1, views: int = 2, split: str = "train",
         ahead: Ahead | None = None,
     ):  # fmt: skip
         self.recipe = planning.recipe(
@@ -145,10 +145,15 @@ class Stream:
         return views, plan
 
     def _cut_out(self, views: Sequence[Tensor], step: int, rows: Tensor) -> tuple[Tensor, ...]:
-        """The views with RCR's boxes in them. A partner may be any slot of the step, so a rank makes its views again."""
-        wanted, settings = cutting.partners(Key(self.seed, step, rows), self.batch_size, self._stream), self.recipe.cutout
+        """The views with RCR's boxes in them. A partner may be any slot, so a rank makes its views again."""
+        settings = self.recipe.cutout
+        assert settings is not None
+        wanted = cutting.partners(Key(self.seed, step, rows), self.batch_size, self._stream)
         swaps = [i for i in range(len(rows)) if settings.swap and wanted[i] != int(rows[i])]
-        others = self._views(step, torch.from_numpy(wanted[swaps]))[0] if swaps else ()
+        others: tuple[Tensor, ...] = ()
+        if swaps:
+            others, plan = self._views(step, torch.from_numpy(wanted[swaps]))
+            self._mark(others, plan)
         return tuple(
             torch.stack([
                 cutting.cut(view[i], others[v][swaps.index(i)] if i in swaps else None, settings,
@@ -263,9 +268,7 @@ def _check(*, window, executor, workers, holdout, batch, split) -> None:
         raise ValueError(f"split is one of {list(_SPLITS)}, got {split!r}")
 
 
-def open_stream(
-    data: dict, *, seed: int, batch: int, views: int, split: str, ahead: Ahead | None = None
-) -> Stream:
+def open_stream(data: dict, *, seed: int, batch: int, views: int, split: str, ahead: Ahead | None = None) -> Stream:
     """The stream of a configuration's data section, whose keys are ``Stream``'s. ValueError names an unknown key."""
     given = {"seed", "batch", "views", "split", "ahead"}
     known = set(inspect.signature(Stream).parameters) - given

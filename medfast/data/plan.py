@@ -63,7 +63,8 @@ class Plan:
 
     def oriented(self, box: np.ndarray, sample: int, view: int) -> np.ndarray:
         """``box`` (d, h, w), turned and flipped as this sample's view is."""
-        rotation, flip = (int(self.turns[name][sample, view]) if name in self.turns else 0 for name in ("rotation", "flip"))
+        names = ("rotation", "flip")
+        rotation, flip = (int(self.turns[name][sample, view]) if name in self.turns else 0 for name in names)
         return orientation.orient(box, rotation, flip) if rotation or flip else box
 
 

@@ -11,7 +11,7 @@ import io
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,17 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from medfast.data import checks, nifti
+from medfast.data.formats import fetch
 from medfast.data.image import Bad
+from medfast.data.inputs import Case, find
 from medfast.data.ledger import Ledger, Made, volume_id
+from medfast.data.make import label, make
 from medfast.data.progress import Progress
-from medfast.data.resample import AIR, EXECUTORS, KERNELS, TOP, new_affine
+from medfast.data.recipe import recipe
 from medfast.data.store import DataError, write_durably
 from medfast.data.threads import one_thread
 
-__all__ = ["Summary", "default_jobs", "prepare"]
-
-QUANTILES = (0.5, 5, 25, 50, 75, 95, 99.5)
+__all__ = ["Summary", "default_jobs", "parse_part", "prepare"]
 
 
 @dataclass
@@ -47,8 +47,8 @@ class Summary:
 
     @property
     def share_bad(self) -> float:
-        """Bad files over all files; repeats of a kept volume count as neither."""
-        bad = sum(row["kind"] != "duplicate" for row in self.bad)
+        """Bad files over all files; repeats of a kept volume and objects without pixels count as neither."""
+        bad = sum(row["kind"] not in ("duplicate", "no-image") for row in self.bad)
         return bad / max(1, bad + len(self.good))
 
     def __str__(self) -> str:
@@ -59,43 +59,54 @@ class Summary:
 
 
 def prepare(
-    input: str | Path, store: str | Path, *, spacing: float = 2.0, kernel: str = "triangle", max_bad: float = 0.02,
-    jobs: int | None = None, executor: str = "torch", progress: bool = True,
+    input: str | Path, store: str | Path, *, max_bad: float = 0.02, jobs: int | None = None, part: str | None = None,
+    progress: bool = True, **settings: Any,
 ) -> Summary:  # fmt: skip
-    """Bring every .nii and .nii.gz under ``input`` (a folder or one file) into ``store``, int16 HU at ``spacing`` mm.
+    """Bring every image of ``input`` (see ``inputs.find``) into ``store``. settings: those of ``recipe.recipe``.
 
     max_bad: share of bad files above which DataError is raised, after all good ones are stored; 1 takes what is usable.
-    No usable volume is always a DataError. jobs: threads, ``default_jobs()`` if None. Raises ValueError for bad
-    arguments and where the store was made with another recipe.
+    No usable volume is always a DataError. jobs: threads, ``default_jobs()`` if None. part: "3/8" does every eighth
+    case, from the third on, beside others; a run without part then joins all. Raises ValueError for bad arguments and
+    where the store was made with another recipe.
     """
     started = time.monotonic()
     if not 0 <= max_bad <= 1:
         raise ValueError(f"max_bad is {max_bad}; it is a share, from 0 (no bad file) to 1 (take whatever is usable)")
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs is {jobs}; it is a number of threads, at least 1")
-    recipe, files = _recipe(spacing, kernel, executor), _find(Path(input))
+    settled = recipe(**settings)
+    share = parse_part(part)
+    cases = find(input, settled["dimensions"])[share.start :: share.step]
     summary = Summary()
-    with Ledger(Path(store), recipe) as ledger, Progress(len(files), progress) as shown, one_thread():
+    with Ledger(Path(store), settled, part) as ledger, Progress(len(cases), progress) as shown, one_thread():
         before = len(ledger.index)
-        for file, result in _results(files, ledger, jobs or default_jobs()):
-            verdict = ledger.commit(file, result)
+        for case, result in _results(cases, ledger, jobs or default_jobs()):
+            verdict = ledger.commit(case, result)
             if isinstance(verdict, str):
                 summary.good.append(verdict)
                 shown.step()
             else:
                 summary.bad.append(verdict)
-                shown.step(f"{verdict['kind']}: {file}: {verdict['message']}")
+                shown.step(f"{verdict['kind']}: {case.path}: {verdict['message']}")
         summary.new = len(ledger.index) - before
         summary.seconds = time.monotonic() - started
         shown.say(f"{store}: {summary}")
-    if not summary.good:
-        raise DataError(f"no usable CT volume among the {len(files)} files of {input}: {_reasons(summary)}")
+    if not summary.good and (cases or part is None):
+        raise DataError(f"no usable volume among the {len(cases)} images of {input}: {_reasons(summary)}")
     if summary.share_bad > max_bad:
         raise DataError(
             f"{summary.share_bad:.1%} of the files are bad ({_reasons(summary)}), {max_bad:.1%} are allowed. The good "
             "ones are stored. Repair or remove the others, or allow more with --max-bad (1 takes whatever is usable)."
         )
     return summary
+
+
+def parse_part(part: str | None) -> slice:
+    """Which cases "3/8" stands for: the third, the eleventh and so on; all where None. ValueError for other text."""
+    first, _, count = (part or "1/1").partition("/")
+    if not (first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
+        raise ValueError(f"part is {part!r}; it is K/N, e.g. 3/8 for the third of eight runs")
+    return slice(int(first) - 1, None, int(count))
 
 
 def default_jobs() -> int:
@@ -108,41 +119,13 @@ def _reasons(summary: Summary) -> str:
     return ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds))) or "none bad"
 
 
-def _recipe(spacing: float, kernel: str, executor: str) -> dict[str, Any]:
-    low, high = checks.LIMITS["voxel_mm"]
-    if not low <= spacing <= high:
-        raise ValueError(f"spacing is {spacing} mm; accepted are {low} to {high} mm")
-    if kernel not in KERNELS:
-        raise ValueError(f"kernel is {kernel!r}; accepted are {', '.join(KERNELS)}")
-    if executor not in EXECUTORS:
-        raise ValueError(f"executor is {executor!r}; accepted are {', '.join(EXECUTORS)}")
-    if executor == "dali" and kernel != "triangle":
-        raise ValueError(f"the dali executor has the triangle kernel only, not {kernel!r}; use executor torch")
-    return {"version": 1, "spacing": float(spacing), "kernel": kernel, "executor": executor, "clamp": [AIR, TOP],
-            "dtype": "int16", "unit": "HU", "axes": "inferior-superior, posterior-anterior, left-right",
-            "grid": "edge", "limits": checks.LIMITS}  # fmt: skip
-
-
-def _find(where: Path) -> list[Path]:
-    """Sorted absolute paths of the NIfTI files."""
-    if not where.exists():
-        raise ValueError(f"there is no {where}; INPUT is a folder with .nii or .nii.gz files, or one such file")
-    if where.is_file():
-        return [where.resolve()]
-    files = sorted(file.resolve() for file in where.rglob("*")
-                   if file.name.lower().endswith((".nii", ".nii.gz")) and not file.is_dir())  # fmt: skip
-    if not files:
-        raise DataError(f"no usable CT volume in {where}: it holds no file named .nii or .nii.gz")
-    return list(dict.fromkeys(files))
-
-
-def _results(files: list[Path], ledger: Ledger, jobs: int) -> Iterator[tuple[Path, Any]]:
-    """(file, what ``Ledger.commit`` takes) in the order of ``files``; at most two results a job wait for that."""
-    pending: deque[tuple[Path, Future]] = deque()
+def _results(cases: list[Case], ledger: Ledger, jobs: int) -> Iterator[tuple[Case, Any]]:
+    """(case, what ``Ledger.commit`` takes) in the order of ``cases``; at most two results a job wait for that."""
+    pending: deque[tuple[Case, Future]] = deque()
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            for number, file in enumerate(files):
-                pending.append((file, pool.submit(_one, file, number, ledger)))
+            for number, case in enumerate(cases):
+                pending.append((case, pool.submit(_one, case, number, ledger)))
                 if len(pending) >= 2 * jobs:
                     first, future = pending.popleft()
                     yield first, future.result()
@@ -153,48 +136,39 @@ def _results(files: list[Path], ledger: Ledger, jobs: int) -> Iterator[tuple[Pat
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _one(file: Path, number: int, ledger: Ledger) -> Any:
-    """Judge and prepare one file: an earlier verdict, Made, or Bad. What it writes lies in the temporary folder."""
-    if earlier := ledger.earlier(file):
+def _one(case: Case, number: int, ledger: Ledger) -> Any:
+    """Judge and prepare one case: an earlier verdict, Made, or Bad. What it writes lies in the temporary folder."""
+    if earlier := ledger.earlier(case):
         return earlier
     try:
-        source, data = nifti.read(file)
+        source, blobs = fetch(case)
         found = volume_id(source, ledger.recipe)
         if found in ledger.index:
             return Made(found, None, None)
-        volume, record = _make(data, ledger.recipe)
+        products, record = _products(case, blobs, ledger.recipe)
     except Bad as bad:
         return bad
+    except ModuleNotFoundError:  # a missing extra is no fault of the file
+        raise
     except Exception as error:  # noqa: BLE001 - whatever one file does to a reader, the others go on; it is named
         return Bad("unreadable", f"{type(error).__name__}: {error}")
-    stream = io.BytesIO()
-    np.save(stream, volume, allow_pickle=False)
-    temporary = ledger.temporary / f"{number}.npy"
-    content = stream.getbuffer()
-    written = {"id": found, "hash": write_durably(temporary, content), "bytes": len(content)}
-    return Made(found, {**written, **record}, temporary)
+    if case.group:
+        record["group"] = ledger.pseudonym(case.group)
+    for name, array in products.items():
+        stream = io.BytesIO()
+        np.save(stream, array, allow_pickle=False)
+        content = stream.getbuffer()
+        part = record if name == "volumes" else record["label"]
+        part |= {"hash": write_durably(ledger.temporary / f"{number}.{name}", content), "bytes": len(content)}
+    return Made(found, {"id": found, **record}, {name: ledger.temporary / f"{number}.{name}" for name in products})
 
 
-def _make(data: bytes, recipe: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
-    """int16 (d, h, w) volume on the new grid and its part of the index line. Raises Bad."""
-    image = nifti.parse(data)
-    checks.check_geometry(image)
-    full, histogram = checks.hounsfield(image)
-    checks.check_hounsfield(histogram)
-    new = recipe["spacing"]
-    resize: Callable[..., np.ndarray] = EXECUTORS[recipe["executor"]]
-    volume = resize(full, image.spacing, new, recipe["kernel"])
-    checks.check_stored(volume.shape)
-    box, foreground = checks.body_box(volume)
-    return volume, {
-        "shape": list(volume.shape),
-        "voxels": checks.fingerprint(full),
-        "spacing": [new] * 3,
-        "affine": np.round(new_affine(image.affine, image.spacing, new), 6).tolist(),
-        "percentiles": dict(zip(map(str, QUANTILES), np.percentile(volume, QUANTILES).round(1).tolist(), strict=True)),
-        "body": box,
-        "foreground": foreground,
-        "source": {"shape": list(full.shape), "spacing": np.round(image.spacing, 5).tolist(),
-                   "orientation": image.orientation, "angle": image.angle},
-        "notes": image.notes,
-    }  # fmt: skip
+def _products(case: Case, blobs: list[bytes], settled: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(folder of the store -> array, index line)."""
+    misnamed = case.path.suffix.lower() == ".gz" and blobs[0][:2] != b"\x1f\x8b"
+    volume, record, image = make(blobs, settled)
+    record["notes"] += ["misnamed"] * misnamed
+    products = {"volumes": volume}
+    if case.label is not None:
+        products["labels"], record["label"] = label(case.label.read_bytes(), image, record, settled)
+    return products, record

@@ -9,11 +9,14 @@ cell; "linear", half width 1, which folds noise but is what MONAI's bilinear did
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["AIR", "EXECUTORS", "KERNELS", "TOP", "grid", "new_affine", "resample", "resample_dali", "weights"]
+__all__ = ["AIR", "EXECUTORS", "KERNELS", "TOP", "grid", "new_affine", "resample", "resample_dali", "resample_slabs",
+           "weights"]  # fmt: skip
 
 AIR, TOP = -1024, 3071
 KERNELS = ("triangle", "area", "linear")
@@ -53,37 +56,51 @@ def weights(old: int, count: int, scale: float, kernel: str) -> Tensor:
 
 def resample(volume: np.ndarray, spacing: np.ndarray, new: float = 2.0, kernel: str = "triangle") -> np.ndarray:
     """int16 (d, h, w) HU on the new grid. volume: (d, h, w) real HU, any strides; spacing: its mm (d, h, w)."""
-    shape = grid(volume.shape, spacing, new)
-    along = [weights(n, m, new / mm, kernel) for n, m, mm in zip(volume.shape, shape, spacing.tolist(), strict=True)]
-    planes = torch.empty(volume.shape[0], shape[1], shape[2])
-    step = max(1, SLAB // (volume.shape[1] * volume.shape[2]))
-    for start in range(0, volume.shape[0], step):
-        slab = torch.from_numpy(np.clip(volume[start : start + step], AIR, TOP, dtype=np.float32, casting="unsafe"))
-        planes[start : start + step] = along[1] @ (slab @ along[2].T)
-    out = (along[0] @ planes.flatten(1)).unflatten(1, shape[1:])
-    return out.round_().clamp_(AIR, TOP).to(torch.int16).numpy()
+    step = max(1, SLAB // volume[0].size)
+    slabs = (np.clip(volume[start : start + step], AIR, TOP) for start in range(0, len(volume), step))
+    return resample_slabs(slabs, volume.shape, spacing, new, kernel)
 
 
-def resample_dali(volume: np.ndarray, spacing: np.ndarray, new: float = 2.0, kernel: str = "triangle") -> np.ndarray:
-    """The same with DALI's CPU operators, triangle kernel only; within 1 HU of ``resample``. Needs the dali extra."""
+def resample_slabs(
+    slabs: Iterable[np.ndarray], shape: tuple[int, ...], spacing: np.ndarray, new: float, kernel: str = "triangle",
+    limits: tuple[int, int] = (AIR, TOP),
+) -> np.ndarray:  # fmt: skip
+    """The same from consecutive slabs along d of a volume of ``shape``, clamped already, which need never exist whole.
+
+    Memory: 4 bytes for d * new h * new w, a slab as float, and the result.
+    """
+    out = grid(shape, spacing, new)
+    along = [weights(n, m, new / mm, kernel) for n, m, mm in zip(shape, out, spacing.tolist(), strict=True)]
+    planes, start = torch.empty(shape[0], out[1], out[2]), 0
+    for slab in slabs:
+        planes[start : start + len(slab)] = along[1] @ (torch.from_numpy(slab.astype(np.float32)) @ along[2].T)
+        start += len(slab)
+    volume = (along[0] @ planes.flatten(1)).unflatten(1, out[1:])
+    return volume.round_().clamp_(*limits).to(torch.int16).numpy()
+
+
+def resample_dali(
+    slabs: Iterable[np.ndarray], shape: tuple[int, ...], spacing: np.ndarray, new: float, kernel: str = "triangle",
+    limits: tuple[int, int] = (AIR, TOP),
+) -> np.ndarray:  # fmt: skip
+    """The same with DALI's CPU operators, triangle kernel only; within 1 HU. Holds the volume whole as float."""
     if kernel != "triangle":
         raise ValueError(f"DALI has no kernel {kernel!r} of this definition; accepted is 'triangle'")
     from nvidia.dali import Pipeline, fn, types
 
-    shape = grid(volume.shape, spacing, new)
-    end = [m * new / float(mm) for m, mm in zip(shape, spacing, strict=True)]
-    clamped = np.clip(volume, AIR, TOP).astype(np.float32)[..., None]
+    out = grid(shape, spacing, new)
+    end = [m * new / float(mm) for m, mm in zip(out, spacing, strict=True)]
+    whole = np.concatenate([slab.astype(np.float32) for slab in slabs])[..., None]
 
     pipeline = Pipeline(batch_size=1, num_threads=1, device_id=None)
     with pipeline:
-        source = fn.external_source(source=lambda: [clamped], layout="DHWC")
+        source = fn.external_source(source=lambda: [whole], layout="DHWC")
         # The region says where the new grid ends; size alone would stretch the voxels to fit.
-        pipeline.set_outputs(fn.resize(source, size=list(shape), roi_start=[0.0, 0.0, 0.0], roi_end=end,
+        pipeline.set_outputs(fn.resize(source, size=list(out), roi_start=[0.0, 0.0, 0.0], roi_end=end,
                                        antialias=True, interp_type=types.DALIInterpType.INTERP_LINEAR))  # fmt: skip
     pipeline.build()
-    (out,) = pipeline.run()
-    array = np.asarray(out.at(0))[..., 0]
-    return np.clip(np.rint(array), AIR, TOP).astype(np.int16)
+    (resized,) = pipeline.run()
+    return np.clip(np.rint(np.asarray(resized.at(0))[..., 0]), *limits).astype(np.int16)
 
 
-EXECUTORS = {"torch": resample, "dali": resample_dali}
+EXECUTORS = {"torch": resample_slabs, "dali": resample_dali}

@@ -49,6 +49,9 @@ class Store:
         if not (self.path / "STORE.json").is_file():
             raise DataError(f"{self.path} is no store: it has no STORE.json. 'medfast data prepare' makes one.")
         self.recipe = read_recipe(self.path)
+        if parts := sorted(self.path.glob("index.*-of-*.jsonl")):
+            raise DataError(f"{self.path} is in parts ({parts[0].name}...): run 'medfast data prepare' once more on the "
+                            "same input and store, without --part, which joins them")  # fmt: skip
         rows = read_lines(self.path / "index.jsonl", *NEEDED)
         self.records = sorted(rows, key=lambda record: record["id"])
         self._checked: set[int] = set()
@@ -68,19 +71,40 @@ class Store:
         file = self.file(index)
         return np.load(file, mmap_mode="r", allow_pickle=False)
 
+    def label(self, index: int) -> np.ndarray | None:
+        """Read-only memory map (d, h, w) of classes, on the grid of the volume; None where the case had none."""
+        if "label" not in self.records[index]:
+            return None
+        if problem := self.problem(index):
+            raise DataError(f"{problem}. {AGAIN}.")
+        return np.load(self._label(index), mmap_mode="r", allow_pickle=False)
+
+    def _label(self, index: int) -> Path:
+        return self.path / "labels" / f"{self.records[index]['id']}.npy"
+
     def problem(self, index: int) -> str | None:
-        """What is wrong with a volume's file, or None."""
-        record, file = self.records[index], self.file(index)
-        if not file.is_file():
-            return f"volume {record['id']} of the index is missing from {file.parent}"
-        if file.stat().st_size != record["bytes"]:
-            return f"volume {record['id']} has {file.stat().st_size} bytes, its index line says {record['bytes']}"
-        if digest(file) != record["hash"]:
-            return f"volume {record['id']} is not what was written: its SHA-256 differs from its index line"
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-        if array.dtype != np.int16 or list(array.shape) != record["shape"]:
-            return f"volume {record['id']} is {array.dtype} {array.shape}, its index line says int16 {record['shape']}"
-        return None
+        """What is wrong with the files of a volume, or None."""
+        record, kinds = self.records[index], ("int16",)
+        found = _problem("volume", self.file(index), record, record["shape"], kinds)
+        if found is None and "label" in record:
+            spatial = record["shape"][-len(record["body"]) // 2 :]
+            return _problem("label of volume", self._label(index), {**record, **record["label"]}, spatial,
+                            ("uint8", "int16"))  # fmt: skip
+        return found
+
+
+def _problem(what: str, file: Path, record: dict[str, Any], shape: list[int], kinds: tuple[str, ...]) -> str | None:
+    what = f"{what} {record['id']}"
+    if not file.is_file():
+        return f"{what} of the index is missing from {file.parent}"
+    if file.stat().st_size != record["bytes"]:
+        return f"{what} has {file.stat().st_size} bytes, its index line says {record['bytes']}"
+    if digest(file) != record["hash"]:
+        return f"{what} is not what was written: its SHA-256 differs from its index line"
+    array = np.load(file, mmap_mode="r", allow_pickle=False)
+    if array.dtype.name not in kinds or list(array.shape) != shape:
+        return f"{what} is {array.dtype} {array.shape}, its index line says {kinds[0]} {shape}"
+    return None
 
 
 def verify(store: Store) -> int:

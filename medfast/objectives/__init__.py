@@ -6,10 +6,14 @@ DAGMaN states SMART's pretraining with the same settings (docs/papers/dagman.md)
 from collections.abc import Callable
 
 from medfast.objectives.block_mask import BlockMask
+from medfast.objectives.byol import BYOL
 from medfast.objectives.ibot import IBOT, attmask, ibot_smart
 from medfast.objectives.mae import MAE
 from medfast.objectives.masking import AttentionMask, RandomMask
+from medfast.objectives.moco_v3 import MoCoV3
 from medfast.objectives.mst import MST
+from medfast.objectives.rcr import RCR
+from medfast.objectives.simclr import SimCLR
 from medfast.objectives.simmim import SimMIM
 from medfast.objectives.smart import SMART
 from medfast.objectives.smit import SMIT
@@ -25,7 +29,11 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "ibot_smart": ibot_smart,
     "attmask": attmask,
     "mst": MST,
+    "rcr": RCR,
     "mae": MAE,
     "simmim": SimMIM,
+    "simclr": SimCLR,
+    "byol": BYOL,
+    "moco_v3": MoCoV3,
 }
 MASKS: dict[str, Callable[..., Masker]] = {"random": RandomMask, "block": BlockMask, "attention": AttentionMask}

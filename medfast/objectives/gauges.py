@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-__all__ = ["collapse_gauges", "effective_rank", "prototype_entropy"]
+__all__ = ["agreement", "collapse_gauges", "effective_rank", "prototype_entropy", "same_position"]
 
 
 @torch.no_grad()
@@ -43,6 +43,27 @@ def prototype_entropy(probabilities: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"prototype_entropy takes (rows, K) probabilities, got shape {tuple(probabilities.shape)}")
     p = probabilities.detach().double()
     return torch.special.entr(p.mean(0)).sum(), torch.special.entr(p).sum(1).mean()
+
+
+@torch.no_grad()
+def agreement(z: Tensor) -> Tensor:
+    """Mean cosine of what is the same in both views. z: (2 * b, ..., dim) L2-normalised, view after view."""
+    one, other = z.chunk(2)
+    return (one * other).sum(dim=-1).mean()
+
+
+@torch.no_grad()
+def same_position(z: Tensor) -> Tensor:
+    """Mean cosine of the tokens at one position of different samples of a view, 1 where a token tells its place alone.
+
+    z: (2 * b, positions, dim) L2-normalised, view after view; nan for b = 1, which has no other sample.
+    """
+    x = z.unflatten(0, (2, -1))
+    b = x.shape[1]
+    if b == 1:
+        return x.new_full((), float("nan"))
+    pairs = x.sum(dim=1).square().sum(dim=-1) - x.square().sum(dim=(1, 3))
+    return (pairs / (b * (b - 1))).mean()
 
 
 def collapse_gauges(tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -87,3 +87,33 @@ class ConvVoxels(nn.Module):
         x = F.gelu(self.coarse(tokens.movedim(-1, 1)))
         x = F.interpolate(x, scale_factor=self.factor, mode="trilinear", align_corners=False)
         return self.voxels(F.gelu(self.fine(x)).movedim(1, -1), size)
+
+
+class Upsampler(nn.Module):
+    """Tokens of the last stage to voxels, doubling by doubling: (b, *grid, width) -> (b, channels, *size).
+
+    As often as the stride doubles: 3^3 convolution to half the width, never below a sixteenth, instance norm,
+    LeakyReLU .01, trilinear x 2; then a 1^3 convolution (RCR's "vae" decoder). stride: a power of two. ValueError.
+    """
+
+    def __init__(self, width: int, stride: int, channels: int = 1):
+        super().__init__()
+        if not isinstance(stride, int) or stride < 2 or stride & (stride - 1):
+            raise ValueError(f"this decoder doubles the grid, so the stride must be one power of two, got {stride}")
+        widths = [max(width >> i, width >> 4, 1) for i in range(stride.bit_length())]
+        self.steps = nn.Sequential(
+            *(
+                nn.Sequential(
+                    nn.Conv3d(wide, narrow, 3, padding=1),
+                    nn.InstanceNorm3d(narrow),
+                    nn.LeakyReLU(0.01),
+                    nn.Upsample(scale_factor=2, mode="trilinear", align_corners=False),
+                )
+                for wide, narrow in pairwise(widths)
+            )
+        )
+        self.last = nn.Conv3d(widths[-1], channels, 1)
+
+    def forward(self, tokens: Tensor, size: tuple[int, ...]) -> Tensor:
+        volume = self.last(self.steps(tokens.movedim(-1, 1)))
+        return volume[(..., *(slice(0, length) for length in size))]

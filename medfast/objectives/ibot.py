@@ -89,8 +89,8 @@ class IBOT(Objective):
         if not attended and ("cls" in chosen or getattr(mask, "guided", False)):
             asks = "the mask is guided by its attention" if getattr(mask, "guided", False) else "image names it"
             raise ValueError(
-                f"this backbone has no [CLS] token and {asks}: give it one (semantic_attention=3 for swin, cls=true for "
-                "vit), or use the mask 'block' and image [pool]"
+                f"this backbone has no [CLS] token and {asks}: give it one (semantic_attention=3 for swin, cls=true "
+                "for vit), or use the mask 'block' and image [pool]"
             )
         return chosen
 

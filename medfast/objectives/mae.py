@@ -22,7 +22,7 @@ from medfast.types import Batch, DropsTokens, Mask, Masker, Objective, Output
 
 
 class Decoder(nn.Module):
-    """Blocks over all tokens, hidden ones standing as one learned vector: (b, [1 +] visible, in_width) -> (b, n, width).
+    """Blocks over all tokens, hidden ones as one learned vector: (b, [1 +] visible, in_width) -> (b, n, width).
 
     grid: tokens per axis that the fixed positions are made for; for other grids they are made anew.
     """
@@ -98,8 +98,8 @@ class MAE(Objective):
             )
         if getattr(mask, "guided", False) or not getattr(mask, "even", True):
             raise ValueError(
-                "MAE drops tokens, so all samples must hide equally many, and there is no teacher whose attention could "
-                "guide: use the mask 'random'"
+                "MAE drops tokens, so all samples must hide equally many, and there is no teacher whose attention "
+                "could guide: use the mask 'random'"
             )
         self.backbone, self.mask, self.normalise = backbone, mask, normalise
         self.stride = backbone.strides[-1]
@@ -139,7 +139,8 @@ class MAE(Objective):
 
     @torch.no_grad()
     def picture(self, batch: Batch) -> dict[str, tuple[Tensor, ...]]:
-        """What there is: "mask" (b, *size) bool, voxels hidden; "reconstruction" (b, c, *size) fp32, not of normalised targets."""
+        """Per view: "mask" (b, *size) bool, voxels hidden; "reconstruction" (b, c, *size) fp32, not where targets are
+        normalised."""
         look = self._look(batch, drop_path=False)
         size = tuple(look.volume.shape[2:])
         shown = {"mask": hidden_voxels(look.mask, self.stride, size)}

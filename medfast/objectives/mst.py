@@ -1,7 +1,7 @@
 """MST: the least attended cells are hidden; images are distilled across views and restored whole.
 
-Inspired by Li et al., NeurIPS 2021, arXiv 2106.05656, of which no public code was found: docs/papers/mst.md says what is
-theirs and what is ours. No parity is claimed.
+Inspired by Li et al., NeurIPS 2021, arXiv 2106.05656, of which no public code was found: docs/papers/mst.md says what
+is theirs and what is ours. No parity is claimed.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class MST(Objective):
         self.weights = chosen_weights(weights, WEIGHTS)
         if backbone.semantic_attention is None:
             raise ValueError(
-                "MST distils [CLS], and this backbone has none: give it one (cls=true for vit, semantic_attention=3 for "
-                "swin), or use the objective 'smit', which needs no [CLS]"
+                "MST distils [CLS], and this backbone has none: give it one (cls=true for vit, semantic_attention=3 "
+                "for swin), or use the objective 'smit', which needs no [CLS]"
             )
         self.stage = distilled_stage(backbone, None)
         self.backbone, self.mask = backbone, mask

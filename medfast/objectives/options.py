@@ -58,7 +58,7 @@ def distilled_stage(backbone: Backbone, stage: int | None) -> int:
     return chosen - 1
 
 
-def setting(objective: Callable[..., Made], **defaults: Any) -> Callable[..., Made]:
+def setting(objective: type[Made], **defaults: Any) -> Callable[..., Made]:
     """A function that builds ``objective`` with other defaults: a paper that is a setting of another one.
 
     Its signature and annotations are the constructor's with those defaults, so a configuration is checked against it.
@@ -69,7 +69,7 @@ def setting(objective: Callable[..., Made], **defaults: Any) -> Callable[..., Ma
         given = signature.bind_partial(*positional, **named).arguments
         return objective(**{**defaults, **given})
 
-    build.__annotations__ = get_type_hints(objective.__init__) if inspect.isclass(objective) else get_type_hints(objective)
+    build.__annotations__ = get_type_hints(objective.__init__)
     build.__signature__ = signature.replace(
         parameters=[p.replace(default=defaults.get(name, p.default)) for name, p in signature.parameters.items()]
     )

@@ -43,7 +43,8 @@ class SimMIM(Objective):
                 "SimMIM has no teacher and trains no [CLS] token, so it takes no mask that attention guides and no "
                 "backbone with [CLS]: use the mask 'random' and semantic_attention=null (swin) or cls=false (vit)"
             )
-        self.backbone, self.mask, self.stride = backbone, mask, backbone.strides[distilled_stage(backbone, stage)]
+        self.backbone, self.mask = backbone, mask
+        self.stride = backbone.strides[distilled_stage(backbone, stage)]
         self.fill = nn.Parameter(nn.init.trunc_normal_(torch.empty(backbone.embed), std=0.02))
         self.voxels = Voxels(backbone.channels[-1], backbone.strides[-1], backbone.in_channels)
 
@@ -72,7 +73,7 @@ class SimMIM(Objective):
 
     @torch.no_grad()
     def picture(self, batch: Batch) -> dict[str, tuple[Tensor, ...]]:
-        """What there is: "mask" (b, *size) bool, voxels hidden; "reconstruction" (b, c, *size) fp32."""
+        """Per view: "mask" (b, *size) bool, voxels hidden; "reconstruction" (b, c, *size) fp32."""
         look = self._look(batch, drop_path=False)
         shown = {"mask": self._hidden_voxels(look), "reconstruction": self._reconstruct(look).float()}
         return {name: split_views(x, self.views) for name, x in shown.items()}

@@ -32,6 +32,16 @@ class World:
             dist.all_reduce(x)
         return x
 
+    def gather(self, rows: Tensor) -> tuple[Tensor, int]:
+        """``medfast.types.Gather`` over all ranks: gradients of what each of them makes of a row are added up.
+
+        rows: (b, ...), as many on every rank. Collective, in the backward pass too.
+        """
+        if self.size == 1:
+            return rows, 0
+        whole: Tensor = _Gathered.apply(rows, self.rank, self.size)  # type: ignore[assignment]
+        return whole, self.rank * len(rows)
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
@@ -54,6 +64,24 @@ class World:
             sent = torch.empty(int(length), dtype=torch.uint8, device=self.device)
         dist.broadcast(sent, src=0)
         return bytes(sent.tolist()).decode()
+
+
+class _Gathered(torch.autograd.Function):
+    """Rows of all ranks, concatenated in order of rank."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, rank: int, size: int) -> Tensor:
+        ctx.rank, ctx.size = rank, size
+        rows = rows.contiguous()
+        parts = [torch.empty_like(rows) for _ in range(size)]
+        dist.all_gather(parts, rows)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        whole = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(whole)
+        return whole.chunk(ctx.size)[ctx.rank], None, None
 
 
 @contextmanager

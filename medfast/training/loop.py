@@ -57,6 +57,7 @@ def pretrain(objective: Objective, config: Mapping[str, Any], stream, holdout) -
     folder = Path(resolved["out"])
     with world() as here, _signals() as stop, closing(stream), closing(holdout):
         share, micro = train.shares(here.size)
+        _group(objective, micro, here)
         if here.first:
             folder.mkdir(parents=True, exist_ok=True)
         with closing(Log(folder, quiet=not here.first)) as log:
@@ -71,6 +72,18 @@ def pretrain(objective: Objective, config: Mapping[str, Any], stream, holdout) -
             preempted = _run(job, strategy, first, stream, holdout)
     if preempted:
         raise SystemExit(PREEMPTED)
+
+
+def _group(objective: Objective, micro: int, here: World) -> None:
+    """Let groups of samples reach over ranks; ValueError where the ranks' micro-batches are no whole groups."""
+    together = here.size * micro
+    if together % objective.group:
+        raise ValueError(
+            f"objective.group={objective.group} consecutive samples are taken together, but {here.size} rank(s) x "
+            f"micro-batches of {micro} are {together} at a time, which is no multiple of it: change objective.group, "
+            "train.batch or train.micro"
+        )
+    objective.gather = here.gather
 
 
 def _strategy(job: Job, accumulate: int, section: Mapping[str, Any] | None) -> Strategy:
@@ -135,10 +148,11 @@ def _run(job: Job, strategy: Strategy, first: int, stream, holdout) -> bool:
 
 
 def _schedule(first: int, train: Train, here: World) -> Iterator[tuple[int, list[int]]]:
-    """(step, global slots) of this rank's micro-batches: rank r has the r-th run of consecutive slots."""
-    share, micro = train.shares(here.size)
+    """(step, global slots) of this rank's micro-batches: those of all ranks at a time are consecutive slots, in order
+    of rank, so that groups of consecutive slots meet whatever the number of ranks and of micro-batches."""
+    _, micro = train.shares(here.size)
     for step in range(first, train.steps):
-        for begin in range(here.rank * share, (here.rank + 1) * share, micro):
+        for begin in range(here.rank * micro, train.batch, here.size * micro):
             yield step, list(range(begin, begin + micro))
 
 

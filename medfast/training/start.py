@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medfast.architectures.interop import ENOUGH, differences, match
 from medfast.training import checkpoint
 from medfast.training.settings import Optim, Train
 from medfast.types import Objective
 
-__all__ = ["check_init", "check_same", "fingerprint", "initialise", "resolve"]
+__all__ = ["BACKBONE", "check_init", "check_same", "described", "fingerprint", "initialise", "resolve"]
 
-_ENOUGH = 0.95  # share of the wanted numbers that must be found in other weights
+BACKBONE = "backbone."  # what an objective's checkpoint puts before the names of its encoder or network
 _FREE = {  # keys that change no result, or only its rounding: where and how fast a run goes
     "train.strategy", "train.micro", "train.compile", "train.validate_every", "train.validate_crops",
     "train.checkpoint_every", "train.keep_last", "train.resume", "train.resume_changed", "data.store", "data.workers",
@@ -65,12 +66,24 @@ def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], changed: bool, 
     say(f"resuming although settings changed: {told}")
 
 
-def check_init(init: Mapping[str, Any]) -> None:
-    """ValueError where ``init`` names no weights to take, or no part that there is."""
+def check_init(init: Mapping[str, Any], backbone: Mapping[str, Any] | None = None) -> None:
+    """ValueError where ``init`` names no weights to take, or no part that there is, or a file of a backbone that
+    computes something else than ``backbone``, the section of this run's, with the same weights."""
     if not init.get("from"):
         raise ValueError("init.from is missing: give a run folder, a checkpoint or a .safetensors file, or init=null")
     if init.get("part") not in ("student", "teacher", None):
         raise ValueError(f"init.part is student or teacher, got {init['part']!r}")
+    path = Path(init["from"])
+    about = described(path) if path.suffix == ".safetensors" and path.is_file() else None
+    if about is None or backbone is None or about["architecture"]["name"] != backbone.get("name"):
+        return
+    odd = differences(about["architecture"], backbone)
+    if odd:
+        told = "; ".join(f"{name}: {theirs!r} there, {ours!r} here" for name, (theirs, ours) in odd.items())
+        raise ValueError(
+            f"init.from holds weights of a network that computes with other settings ({told}): set them in "
+            "objective.backbone, they are in the config.json beside the weights"
+        )
 
 
 @torch.no_grad()
@@ -78,36 +91,49 @@ def initialise(objective: Objective, init: Mapping[str, Any], say: Callable[[str
     """Fill the student from other weights (continued pretraining); the teacher becomes its copy afterwards.
 
     init: {from: a checkpoint folder, a run folder or a .safetensors file, part: student (default) | teacher,
-    allow_partial: false}. Says what matched; ValueError when less than 95 % of the numbers did.
+    allow_partial: false}. A file that `medfast import` or `medfast export` wrote fills the backbone alone. Says what
+    matched; ValueError when less than 95 % of the numbers did.
     """
     check_init(init)
     part = init.get("part") or "student"
-    given = _weights(Path(init["from"]), part)
+    given, alone = _weights(Path(init["from"]), part)
     own = checkpoint.describe(objective)
     wanted = {**own["student"], **own["state"]}
-    if part == "teacher" and objective.teacher is not None:
+    if alone:
+        wanted = {name: x for name, x in wanted.items() if name.startswith(BACKBONE)}
+        given = {BACKBONE + name: x for name, x in given.items()}
+    elif part == "teacher" and objective.teacher is not None:
         wanted = {name: x for name, x in wanted.items() if name in own["teacher"]}
-    matched = [name for name, x in wanted.items() if name in given and given[name].shape == x.shape]
-    missing = sorted(set(wanted) - set(matched))
-    share = sum(wanted[name].numel() for name in matched) / max(sum(x.numel() for x in wanted.values()), 1)
-    some = f" ({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''})" if missing else ""
-    told = f"{len(matched)} tensors matched, {len(missing)} missing or of another shape{some}: {share:.1%} of all"
-    if share < _ENOUGH and not init.get("allow_partial"):
-        raise ValueError(f"init.from: {told}; under {_ENOUGH:.0%} is refused, init.allow_partial=true takes it")
-    for name in matched:
+    found = match(wanted, given)
+    if found.share < ENOUGH and not init.get("allow_partial"):
+        raise ValueError(f"init.from: {found}; under {ENOUGH:.0%} is refused, init.allow_partial=true takes it")
+    for name in found.matched:
         wanted[name].copy_(given[name])
-    say(f"init from the {part} of other weights: {told}")
+    say(f"init from {'a backbone' if alone else f'the {part} of other weights'}: {found}")
 
 
-def _weights(path: Path, part: str) -> dict[str, Tensor]:
+def _weights(path: Path, part: str) -> tuple[dict[str, Tensor], bool]:
+    """Weights by name, and whether they are those of a backbone alone."""
     if path.is_dir():
         folder = path if (path / "meta.json").exists() else checkpoint.latest(path)
         if folder is None:
             raise ValueError(f"init.from: {path} holds no finished checkpoint")
         parts, _ = checkpoint.load(folder)
-        return {**parts["state"], **parts[part]}
+        return {**parts["state"], **parts[part]}, False
     if path.suffix != ".safetensors" or not path.exists():
         raise ValueError(f"init.from is a checkpoint folder or a .safetensors file that exists, got {path}")
     from safetensors.torch import load_file
 
-    return load_file(path)
+    about = described(path)
+    if about is not None and about["format"] != "medfast":
+        raise ValueError(f"init.from: {path.name} is in the format {about['format']!r}: turn it round with medfast import")
+    return load_file(path), about is not None
+
+
+def described(path: Path) -> dict[str, Any] | None:
+    """What a .safetensors file that medfast wrote says of itself, None where it says nothing."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    return json.loads(metadata["medfast"]) if "medfast" in metadata else None

@@ -6,6 +6,7 @@ import pytest
 from medfast.data import checks
 from medfast.data.nifti import parse, read
 from medfast.data.phantom import write_phantoms
+from medfast.data.units import Reading, Unit
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +19,9 @@ def test_accepted_and_made_of_what_a_trunk_is_made_of(files):
     for file in files:
         image = parse(read(file)[1])
         checks.check_geometry(image)
-        volume, histogram = checks.hounsfield(image)
-        checks.check_hounsfield(histogram)
+        reading = Reading(image, Unit("HU"))
+        volume = np.concatenate(list(reading.slabs()))
+        checks.check_hounsfield(reading.histogram)
         seen.append((image.orientation, *image.spacing))
         d, h, w = volume.shape
         # Right is high w, superior high d: the liver lies right and low, the spine behind, air in front of it all.

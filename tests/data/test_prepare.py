@@ -15,7 +15,8 @@ import pytest
 
 from medfast.data import nifti
 from medfast.data.ledger import Ledger
-from medfast.data.prepare import _recipe, default_jobs, prepare
+from medfast.data.prepare import default_jobs, prepare
+from medfast.data.recipe import recipe
 from medfast.data.store import DataError, Store, read_lines, verify
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "ct"
@@ -54,7 +55,7 @@ def bad(tmp_path):
     flipped = bytearray(whole)
     flipped[-6] ^= 1
     nan = ct().astype(np.float32)
-    nan[3, 3, 3] = np.nan
+    nan[20:24, 20:24, 20:24] = np.nan
     files = {
         "truncated.nii.gz": (whole[: len(whole) // 2], "gzip-truncated"),
         "text.nii.gz": (b"I was saved under a wrong name\n" * 30, "not-nifti"),
@@ -105,7 +106,7 @@ def test_nothing_usable(tmp_path):
     with pytest.raises(DataError, match="no usable CT volume"):
         prepare(folder, tmp_path / "store", max_bad=1)
     (folder / "text.nii.gz").write_text("no")
-    with pytest.raises(DataError, match="no usable CT volume.*not-nifti"):
+    with pytest.raises(DataError, match="no usable volume.*not-nifti"):
         prepare(folder, tmp_path / "store", max_bad=1)
     with pytest.raises(ValueError, match="there is no"):
         prepare(tmp_path / "missing", tmp_path / "store")
@@ -298,9 +299,9 @@ def test_a_failing_disk_stops_the_run(tmp_path, monkeypatch):
 
 
 def test_one_store_one_description(tmp_path):
-    recipe = _recipe(2.0, "triangle", "torch")
-    with Ledger(tmp_path / "store", recipe):
-        assert json.loads((tmp_path / "store" / "STORE.json").read_text())["recipe"] == recipe
+    settings = recipe(spacing=2.0)
+    with Ledger(tmp_path / "store", settings):
+        assert json.loads((tmp_path / "store" / "STORE.json").read_text())["recipe"] == settings
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real volumes of ../shared/data/ct are not here")

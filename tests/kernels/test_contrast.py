@@ -133,7 +133,12 @@ GOOD = torch.nn.functional.normalize(torch.ones(2, 3, 4, 5), dim=-1)
         (GOOD, {"volume": [0, 0, 1]}, TypeError, r"volume must be None or a \(volumes,\) tensor .* got list"),
         (GOOD, {"volume": torch.zeros(3)}, TypeError, "got torch.float32"),
         (GOOD, {"volume": torch.zeros(4).long()}, ValueError, r"volume must be \(volumes,\) = \(3,\), got \(4,\)"),
-        (GOOD, {"volume": torch.zeros(3, device="meta").long()}, ValueError, "volume is on meta and z on cpu"),
+        (
+            GOOD,
+            {"volume": torch.zeros(3, device="meta").long()},
+            ValueError,
+            "volume must be on the device of z, cpu, got meta",
+        ),
         (GOOD, {"anchors": 2}, TypeError, r"anchors must be None or two ints, \(first volume, count\), got 2"),
         (GOOD, {"anchors": (0, 1.0)}, TypeError, "two ints"),
         (GOOD, {"anchors": (2, 2)}, ValueError, r"within the 3 volumes, got \(2, 2\)"),

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -138,6 +139,7 @@ def test_sixteen_bits_are_computed_in_fp32():
 
 
 GOOD = torch.zeros(1, 4, 4, 4, 3, 2, 6)
+META = partial(torch.zeros, device="meta")
 
 
 @pytest.mark.parametrize(
@@ -162,6 +164,18 @@ GOOD = torch.zeros(1, 4, 4, 4, 3, 2, 6)
         (GOOD, None, {"dropout": 0.5, "key": 3}, TypeError, "medfast_kernels.Key, got int"),
         (GOOD, None, {"keep": torch.ones(1)}, TypeError, r"keep must be a \(b,\) bool tensor"),
         (GOOD, None, {"keep": torch.ones(2, dtype=torch.bool)}, ValueError, r"keep must be \(b,\) = \(1,\)"),
+        (GOOD, META(27, 2), {}, ValueError, "bias must be on the device of qkv, cpu, got meta"),
+        (GOOD, None, {"pad_value": META(3, 2, 6)}, ValueError, "pad_value must be on the device of qkv, cpu, got meta"),
+        (GOOD, None, {"scale": META(2)}, ValueError, "scale must be on the device of qkv, cpu, got meta"),
+        (GOOD, None, {"keep": META(1).bool()}, ValueError, "keep must be on the device of qkv, cpu, got meta"),
+        (
+            GOOD,
+            torch.zeros(27, 2).double(),
+            {},
+            ValueError,
+            "bias must be torch.float32 as qkv is, .* got torch.float64",
+        ),
+        (GOOD.double(), None, {"scale": torch.ones(2)}, ValueError, "scale must be torch.float64 as qkv is"),
     ],
 )
 @pytest.mark.parametrize("operator", [mk.window_attention, mk.reference.window_attention])

@@ -69,11 +69,11 @@ def problems(draw):
     window = tuple(draw(st.integers(1, 4)) for _ in range(axes))
     case = {
         "window": window,
-        "grid": tuple(draw(st.integers(1, 2 * w + 1)) for w in window),
+        "grid": tuple(draw(st.integers(1, 3 * w + 1)) for w in window),
         "shift": tuple(draw(st.integers(0, w - 1)) for w in window),
         "heads": draw(st.integers(1, 3)),
         "dim": draw(st.sampled_from([1, 3, 12, 17, 24, 40])),
-        "batch": draw(st.integers(1, 2)),
+        "batch": draw(st.integers(1, 3)),
         "clip": draw(st.booleans()),
         "pad": draw(st.sampled_from(["bias", "mask"])),
         "pad_value": draw(st.booleans()) or None,

@@ -33,7 +33,7 @@ class Tiny(nn.Module):
         if mask is not None:
             where = mask.where
             for axis in (1, 2, 3):
-                where = where.repeat_interleave(2, axis)
+                where = where.repeat_interleave(x.shape[axis] // mask.where.shape[axis], axis)
             x = torch.where(where.unsqueeze(-1), fill.to(x.dtype), x)
         one = torch.tanh(self.first(_merge(x)))
         if key is not None and self.drop_path:
@@ -103,4 +103,6 @@ def split(whole: Batch, rows: slice) -> Batch:
 
 @pytest.fixture
 def tiny() -> SimpleNamespace:
-    return SimpleNamespace(smart=smart, smit=smit, batch=batch, split=split, Backbone=Tiny, cells=CELLS, size=SIZE)
+    return SimpleNamespace(
+        smart=smart, smit=smit, ready=_ready, batch=batch, split=split, Backbone=Tiny, cells=CELLS, size=SIZE
+    )

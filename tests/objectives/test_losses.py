@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from medfast.objectives import distillation
 from medfast.objectives.distillation import Sides, distil_image, distil_patches
 from medfast.objectives.losses import Centres, cross_entropy, entropy, masked_l1, mean_of_means
 from medfast.objectives.masking import random_cells
@@ -157,3 +158,22 @@ def test_mean_of_means_does_not_let_long_samples_weigh_more():
     values = torch.tensor([[1.0, 1.0, 1.0], [4.0, 9.0, 9.0], [5.0, 5.0, 5.0]])
     weight = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     assert mean_of_means(values, weight).item() == pytest.approx((1.0 + 4.0 + 0.0) / 3)
+
+
+@pytest.mark.parametrize("gathered", [True, False])
+def test_blocks_of_rows_change_nothing_and_bound_the_logits(gathered, monkeypatch):
+    b, n = 3, 8
+    mask = random_cells((2, 2, 2), 5, Key(1, 0, torch.arange(2 * b)))
+    mask = mask if gathered else Mask(mask.where)
+    student, teacher = random(2 * b, 5 if gathered else n, WIDTH, seed=1, grad=True), random(2 * b, n, WIDTH, seed=2)
+    centre, rows, found = random(K, seed=3), [], []
+    for most in (2048, 7):
+        monkeypatch.setattr(distillation, "ROWS", most)
+        made, w_s, _ = sides(centre)
+        watched = made._replace(student=lambda z, made=made: rows.append(len(z)) or made.student(z))
+        term = distil_patches(student, teacher, mask, watched)
+        gradients = torch.autograd.grad(term.loss, (student, w_s))
+        found.append((term.loss.detach(), term.entropy, *gradients))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-14)
+    whole = 2 * b * (5 if gathered else n)
+    assert rows[0] == whole and max(rows[1:]) == 7 and sum(rows[1:]) == 2 * whole  # and again in the backward pass

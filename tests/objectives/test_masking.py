@@ -3,7 +3,16 @@ import torch
 
 import medfast_kernels as mk
 from medfast.objectives import MASKS
-from medfast.objectives.masking import AttentionMask, RandomMask, count_of, hidden_tokens, hidden_voxels, random_cells
+from medfast.objectives.block_mask import BlockMask
+from medfast.objectives.masking import (
+    AttentionMask,
+    RandomMask,
+    count_of,
+    hidden_tokens,
+    hidden_voxels,
+    random_cells,
+    with_ids,
+)
 from medfast.types import Key, Mask
 
 SMART_CELLS, SMIT_CELLS = (8, 8, 8), (6, 6, 6)
@@ -116,5 +125,35 @@ def test_wrong_arguments_are_refused():
         AttentionMask()((4, 4, 4), key(), attention(n=63))
 
 
-def test_the_table_names_both():
-    assert {"random": RandomMask, "attention": AttentionMask} == MASKS
+def test_attmask_draws_one_ratio_a_step_and_leaves_some_samples_whole():
+    mask, weights = AttentionMask((0.1, 0.5), hint=0.0, masked=0.5), attention(b=40, n=200)
+    counts = mask((5, 5, 8), Key(5, 2, torch.arange(20)).stack(2), weights).where.flatten(1).sum(1)
+    (count,) = set(counts.tolist()) - {0}  # one ratio for all samples and both views
+    assert 20 <= count <= 100 and 8 <= (counts == 0).sum() <= 32
+    steps = {mask((5, 5, 8), Key(5, s, torch.arange(40)), weights).where.flatten(1).sum(1).max().item() for s in range(9)}
+    assert len(steps) > 5
+    part = mask((5, 5, 8), Key(5, 2, torch.arange(7, 20)), weights[7:20])
+    assert part.hidden is None and part.where.flatten(1).sum(1).tolist() == counts[7:20].tolist()
+
+
+def test_attmask_hints_have_a_ratio_of_their_own():
+    weights, shown = attention(b=1, n=1000), []
+    for step in range(12):
+        drawn = AttentionMask((0.2, 0.6), hint=0.2, hint_mode="random")((10, 10, 10), Key(1, step, torch.arange(1)), weights)
+        top = weights.argsort(1, descending=True)[0, :200]
+        shown.append(((~drawn.where.flatten()[top]).sum().item(), drawn.where.sum().item()))
+    for hints, hidden in shown:
+        assert 40 <= hints <= 120 and 200 <= hidden + hints <= 600
+    assert any(abs(hints / 200 - (hidden + hints) / 1000) > 0.05 for hints, hidden in shown)
+
+
+def test_ids_follow_from_a_mask_whose_samples_hide_equally_many():
+    known = random_cells((2, 2, 2), 3, key(2))
+    found = with_ids(Mask(known.where))
+    assert torch.equal(found.hidden, known.hidden) and torch.equal(found.visible, known.visible)
+    with pytest.raises(ValueError, match="equally many"):
+        with_ids(Mask(torch.eye(2, 8, dtype=torch.bool).cumsum(1).bool().view(2, 2, 2, 2)))
+
+
+def test_the_table_names_all():
+    assert {"random": RandomMask, "block": BlockMask, "attention": AttentionMask} == MASKS
