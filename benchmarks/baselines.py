@@ -28,7 +28,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
 
 
 class Partitioned:
-    """``(qkv, table) -> out`` in windows of window^3: qkv (b, grid^3, 3, heads, dim), table ((2 window - 1)^3, heads)."""
+    """``(qkv, table) -> out`` in windows of w^3; qkv (b, grid^3, 3, heads, dim), table ((2 w - 1)^3, heads)."""
 
     def __init__(self, grid: int, window: int, shift: int, attend: Attend, device: str = "cpu") -> None:
         self.window, self.shift, self.attend = window, shift, attend

@@ -3,16 +3,19 @@
     python benchmarks/masking.py            # appends rows to benchmarks/results/masking.jsonl
 
 Masks, ids and hints are compared with the definition first, and the baselines with both: no row on a red check, and
-none of a working tree that differs from its commit. The rounds of all contenders are interleaved. Ours gives the mask,
-the ids that are hidden and those that are visible; ``topk + scatter`` gives the mask alone.
+none of a working tree that differs from its commit. Each row is one process, with the allocator as it comes or told to
+keep its pages ("tuned"). The rounds of all contenders are interleaved. Ours gives the mask, the ids that are hidden and
+those that are visible; ``topk + scatter`` gives the mask alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 
 import torch
+from apart import ALLOCATORS, apart
 from interleaved import interleaved
 from rows import append, environment
 from torch import Tensor
@@ -57,7 +60,8 @@ def check(n: int, attention: Tensor, key: mk.Key) -> None:
     for options in ({}, {"hint": HINT, "key": key}, {"hint": HINT, "hint_mode": "top"}):
         with mk.backend("cpp"):
             ours = mk.attention_mask(attention, RATIO, **options)
-        if not all(map(torch.equal, ours, mk.reference.attention_mask(attention, RATIO, **options))):
+        theirs = mk.reference.attention_mask(attention, RATIO, **options)
+        if not all(a is not None and b is not None and torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)):
             sys.exit(f"attention_mask in C++ is not the definition at n = {n}, {options}; no row is written")
     with mk.backend("cpp"):
         ids = mk.random_ids(n, n // 4, key=key)
@@ -69,7 +73,7 @@ def check(n: int, attention: Tensor, key: mk.Key) -> None:
         sys.exit(f"AttMask's sequence hides another number at n = {n}: the contenders do not do the same")
 
 
-def measure(n: int, rounds: int) -> list[dict]:
+def measure(n: int, rounds: int, allocator: str) -> list[dict]:
     torch.manual_seed(0)
     attention = torch.randn(BATCH, n).softmax(dim=1)
     key = mk.Key(0, sample=torch.arange(BATCH)).at(mk.Role.HINTS)
@@ -91,7 +95,7 @@ def measure(n: int, rounds: int) -> list[dict]:
         baseline = next(iter(runs))
         rows += [
             {
-                **environment(), "op": operator, "backend": name, "shape": f"n = {n}",
+                **environment(), "allocator": allocator, "op": operator, "backend": name, "shape": f"n = {n}",
                 "sizes": {"batch": BATCH, "tokens": n, "ratio": RATIO, "hint": HINT}, "dtype": "float32",
                 "ms_p50": round(value, 4), "rounds": rounds, "ratio": round(times[baseline] / value, 2),
                 "ratio_to": baseline,
@@ -105,12 +109,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Attention masks and random ids on CPU.")
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--tokens", nargs="*", type=int, default=list(TOKENS))
+    parser.add_argument("--one", nargs=2, metavar=("TOKENS", "ALLOCATOR"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(int(options.one[0]), options.rounds, options.one[1])))
+        return
     for n in options.tokens:
-        rows = measure(n, options.rounds)
-        for row in rows:
-            print(f"{row['op']:<26} {row['shape']:<10} {row['backend']:<15} {row['ms_p50']:9.3f} ms  x{row['ratio']}")
-        append("masking", rows)
+        for allocator in ALLOCATORS:
+            rows = apart(__file__, "--one", n, allocator, "--rounds", options.rounds, allocator=allocator)
+            for row in rows:
+                where = f"{row['op']:<26} {row['shape']:<10} {allocator:<8} {row['backend']:<15}"
+                print(f"{where} {row['ms_p50']:9.3f} ms  x{row['ratio']}")
+            append("masking", rows)
 
 
 if __name__ == "__main__":

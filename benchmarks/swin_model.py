@@ -13,19 +13,16 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 import resource
-import statistics
-import subprocess
 import sys
-import time
 
 import torch
+from apart import ALLOCATORS, apart
+from interleaved import interleaved
 from monai.networks.nets.swin_unetr import SwinTransformer
-from rows import ROOT, append, environment
+from rows import append, environment
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
-from window_attention import TUNED
 
 import medfast_kernels as mk
 
@@ -68,14 +65,7 @@ def measure(rounds: int, allocator: str) -> list[dict]:
     contenders = models()
     check(contenders)
     volume = torch.randn(BATCH, 1, SIDE, SIDE, SIDE)
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for run in range(rounds + 1):
-        for name, model in contenders.items():
-            begin = time.perf_counter()
-            step(model, volume)
-            if run:
-                times[name].append(1e3 * (time.perf_counter() - begin))
-    p50 = {name: statistics.median(values) for name, values in times.items()}
+    p50 = interleaved({name: lambda model=model: step(model, volume) for name, model in contenders.items()}, rounds)
     return [
         {
             **environment(), "allocator": allocator, "op": "swin_model", "backend": name,
@@ -103,13 +93,6 @@ def show_profile() -> None:
         print(name, trace.key_averages().table(sort_by="self_cpu_time_total", row_limit=22), sep="\n")
 
 
-def run_apart(allocator: str, extra: dict[str, str], *arguments: str):
-    path = os.pathsep.join(filter(None, (str(ROOT / "kernels"), os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, __file__, "--one", allocator, *arguments]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path, **extra}, stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="MONAI's SwinTransformer on CPU, before and after accelerate.")
     parser.add_argument("--rounds", type=int, default=7)
@@ -124,11 +107,12 @@ def main() -> None:
     elif options.one:
         print(json.dumps(peak(options.peak) if options.peak else measure(options.rounds, options.one)))
     else:
-        shared = ["--rounds", str(options.rounds), "--threads", str(options.threads)]
-        for allocator, extra in (("default", {}), ("tuned", TUNED)):
-            rows = run_apart(allocator, extra, *shared)
+        shared = "--rounds", options.rounds, "--threads", options.threads
+        for allocator in ALLOCATORS:
+            one = "--one", allocator, *shared
+            rows = apart(__file__, *one, allocator=allocator)
             for row in rows:
-                row["peak_mb"] = run_apart(allocator, extra, *shared, "--peak", row["backend"])
+                row["peak_mb"] = apart(__file__, *one, "--peak", row["backend"], allocator=allocator)
                 speed = f"{row['ms_p50']:8.1f} ms  x{row['ratio']}"
                 print(f"{allocator:<8} {row['backend']:<12} {speed}  {row['peak_mb']} MB")
             append("swin_model", rows)

@@ -15,17 +15,16 @@ import json
 import math
 import os
 import resource
-import statistics
-import subprocess
 import sys
 import time
 
 import torch
-from rows import ROOT, append, environment
+from apart import ALLOCATORS, apart
+from interleaved import interleaved
+from rows import append, environment
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 from torch.utils.checkpoint import checkpoint
-from window_attention import TUNED
 
 import medfast_kernels as mk
 
@@ -128,21 +127,15 @@ def measure(name: str, weight: float, rounds: int, allocator: str) -> list[dict]
     shape = SHAPES[name]
     z, runs = tokens(shape), {key: make(shape, weight) for key, make in CONTENDERS.items()}
     check(runs, z, shape, weight)
-    times: dict[str, list[float]] = {key: [] for key in runs}
-    for _ in range(rounds):
-        for key, run in runs.items():
-            begin = time.perf_counter()
-            step(run, z)
-            times[key].append(time.perf_counter() - begin)
-    p50 = {key: statistics.median(values) for key, values in times.items()}
+    p50 = interleaved({key: lambda run=run: step(run, z) for key, run in runs.items()}, rounds)
     products, ceiling = 6 * math.prod(shape[:3]) ** 2 * shape[3], matmul_ceiling()
     return [
         {
             **environment(), "allocator": allocator, "op": "token_contrast", "backend": key, "shape": name,
             "sizes": dict(zip(("views", "volumes", "positions", "dim"), shape, strict=True)), "weight": weight,
-            "pass": "forward + backward", "dtype": "float32", "ms_p50": round(1e3 * value, 2), "rounds": rounds,
+            "pass": "forward + backward", "dtype": "float32", "ms_p50": round(value, 2), "rounds": rounds,
             "ratio": round(p50["dense"] / value, 2), "ratio_to": "dense",
-            "of_matmul": round(products / value / ceiling, 2),
+            "of_matmul": round(products / (1e-3 * value) / ceiling, 2),
         }
         for key, value in p50.items()
     ]  # fmt: skip
@@ -168,12 +161,6 @@ def fits(name: str, n: int) -> bool:
     return needed <= free
 
 
-def child(arguments: list[str], env: dict[str, str]) -> list[dict]:
-    path = os.pathsep.join(filter(None, (str(ROOT / "kernels"), os.environ.get("PYTHONPATH"))))
-    command, env = [sys.executable, __file__, *arguments], {**os.environ, "PYTHONPATH": path, **env}
-    return json.loads(subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True).stdout)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Token-wise contrast on CPU, forward and backward.")
     parser.add_argument("--rounds", type=int, default=9)
@@ -188,8 +175,9 @@ def main() -> None:
         return print(json.dumps(memory(options.memory[0], int(options.memory[1]))))
     for shape in options.shapes:
         for weight in ("1", "5"):
-            for allocator, env in (("default", {}), ("tuned", TUNED)):
-                rows = child(["--one", shape, weight, allocator, "--rounds", str(options.rounds)], env)
+            for allocator in ALLOCATORS:
+                arguments = "--one", shape, weight, allocator, "--rounds", options.rounds
+                rows = apart(__file__, *arguments, allocator=allocator)
                 for row in rows:
                     print(f"{shape:<13} weight {weight} {allocator:<8} {row['backend']:<8} {row['ms_p50']:8.1f} ms  "
                           f"x{row['ratio']}  {row['of_matmul']} of matmul")  # fmt: skip
@@ -197,7 +185,7 @@ def main() -> None:
     for n in options.tokens:
         for name in CONTENDERS:
             if fits(name, n):
-                (row,) = child(["--memory", name, str(n)], {})
+                (row,) = apart(__file__, "--memory", name, n)
                 print(f"{n} tokens  {name:<8} {row['peak_extra_mib']} MiB")
                 append("token_contrast", [row])
 

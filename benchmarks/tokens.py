@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from typing import NamedTuple
 
 import torch
+from apart import ALLOCATORS, apart
 from interleaved import interleaved
-from rows import ROOT, append, environment
+from rows import append, environment
 from torch import Tensor
 
 import medfast_kernels as mk
 
-TUNED = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592", "MALLOC_TOP_PAD_": "268435456"}
 BATCH, TOKENS, KEPT = 8, 4096, 1024
 WIDTHS = (192, 768)
 HEADS = 12
@@ -133,12 +131,8 @@ def main() -> None:
         print(json.dumps(measure(int(options.one[0]), options.rounds, options.one[1])))
         return
     for d in options.widths:
-        for allocator, extra in (("default", {}), ("tuned", TUNED)):
-            command = [sys.executable, __file__, "--one", str(d), allocator, "--rounds", str(options.rounds)]
-            path = os.pathsep.join(filter(None, (str(ROOT / "kernels"), os.environ.get("PYTHONPATH"))))
-            env = {**os.environ, "PYTHONPATH": path, **extra}
-            done = subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True)
-            rows = json.loads(done.stdout)
+        for allocator in ALLOCATORS:
+            rows = apart(__file__, "--one", d, allocator, "--rounds", options.rounds, allocator=allocator)
             for row in rows:
                 print(f"{row['op']:<16} {row['shape']:<8} {allocator:<8} {row['backend']:<10} {row['ms_p50']:8.2f} ms  "
                       f"x{row['ratio']}  {row['fraction_of_copy']:.0%} of copy")  # fmt: skip

@@ -12,20 +12,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import statistics
-import subprocess
 import sys
-import time
 
 import torch
+from apart import ALLOCATORS, apart
 from baselines import Partitioned, eager, sdpa
-from rows import ROOT, append, environment
+from interleaved import interleaved
+from rows import append, environment
 from torch import Tensor
 
 import medfast_kernels as mk
 
-TUNED = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592", "MALLOC_TOP_PAD_": "268435456"}
 SHAPES = {  # batch, grid, channels, heads: the stages of SMART's Swin at 64^3
     "stage 1": (2, 32, 48, 4),
     "stage 2": (2, 16, 96, 4),
@@ -71,13 +68,7 @@ def measure(shape: str, rounds: int, allocator: str) -> list[dict]:
             error = ((got - expected).abs().max() / expected.abs().max()).item()
             if error > 2e-5:
                 sys.exit(f"{name} is wrong at {shape}: relative error {error:.1e}; no row is written")
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            step(run, x, weight, table, heads, grad)
-            times[name].append(1e3 * (time.perf_counter() - begin))
-    p50 = {name: statistics.median(values) for name, values in times.items()}
+    p50 = interleaved({n: lambda run=run: step(run, x, weight, table, heads, grad) for n, run in runs.items()}, rounds)
     return [
         {
             **environment(), "allocator": allocator, "op": "window_attention", "backend": name, "shape": shape,
@@ -100,12 +91,8 @@ def main() -> None:
         print(json.dumps(measure(options.one[0], options.rounds, options.one[1])))
         return
     for shape in options.shapes:
-        for allocator, extra in (("default", {}), ("tuned", TUNED)):
-            command = [sys.executable, __file__, "--one", shape, allocator, "--rounds", str(options.rounds)]
-            path = os.pathsep.join(filter(None, (str(ROOT / "kernels"), os.environ.get("PYTHONPATH"))))
-            env = {**os.environ, "PYTHONPATH": path, **extra}
-            done = subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True)
-            rows = json.loads(done.stdout)
+        for allocator in ALLOCATORS:
+            rows = apart(__file__, "--one", shape, allocator, "--rounds", options.rounds, allocator=allocator)
             for row in rows:
                 print(f"{shape}  {allocator:<8} {row['backend']:<12} {row['ms_p50']:8.1f} ms  x{row['ratio']}")
             append("window_attention", rows)

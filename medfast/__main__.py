@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from medfast.data import command as data_verbs
+
 USAGE, DATA, ALARM = 2, 3, 4
 
 
@@ -54,23 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what is installed, what is missing, which backend each operator uses")
     doctor.set_defaults(run=_doctor)
 
-    data = commands.add_parser("data", help="prepare and check volumes").add_subparsers(required=True, metavar="VERB")
-    prepare = data.add_parser("prepare", help="resample a folder of NIfTI CT once into a store")
-    prepare.add_argument("input", type=Path, metavar="INPUT", help="folder with .nii / .nii.gz files, or one file")
-    prepare.add_argument("--store", type=Path, required=True, help="folder to write; an unfinished one is resumed")
-    prepare.add_argument("--spacing", type=float, default=2.0, help="isotropic voxel size in mm (default 2)")
-    prepare.add_argument("--max-bad", type=float, default=0.02, metavar="SHARE",
-                         help="exit 3 when more are unusable (default 0.02; 1 takes whatever is usable)")  # fmt: skip
-    prepare.add_argument("--jobs", type=int, help="volumes at a time (default: as many as this process has cores)")
-    prepare.set_defaults(run=_prepare)
-    verify = data.add_parser("verify", help="re-hash every volume of a store")
-    verify.add_argument("store", type=Path, metavar="STORE")
-    verify.set_defaults(run=_verify)
-    phantoms = data.add_parser("phantoms", help="write CT-like NIfTI phantoms, to try medfast without data")
-    phantoms.add_argument("folder", type=Path, metavar="FOLDER")
-    phantoms.add_argument("--count", type=int, default=12)
-    phantoms.add_argument("--seed", type=int, default=0)
-    phantoms.set_defaults(run=_phantoms)
+    data_verbs.add(commands)
 
     pretrain = commands.add_parser("pretrain", help="run an experiment")
     pretrain.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, e.g. configs/smart.yaml")
@@ -120,25 +106,6 @@ def _doctor(options: argparse.Namespace) -> None:
     print(doctor())
 
 
-def _prepare(options: argparse.Namespace) -> None:
-    from medfast.data.prepare import prepare
-
-    prepare(options.input, options.store, spacing=options.spacing, max_bad=options.max_bad, jobs=options.jobs)
-
-
-def _verify(options: argparse.Namespace) -> None:
-    from medfast.data.store import Store, verify
-
-    print(f"{verify(Store(options.store))} volumes, every hash is right")
-
-
-def _phantoms(options: argparse.Namespace) -> None:
-    from medfast.data.phantom import write_phantoms
-
-    write_phantoms(options.folder, options.count, seed=options.seed)
-    print(f"{options.count} phantoms in {options.folder}")
-
-
 def _pretrain(options: argparse.Namespace) -> None:
     from medfast import config as configuration
     from medfast.data.loader import open_stream
@@ -147,6 +114,8 @@ def _pretrain(options: argparse.Namespace) -> None:
     config = configuration.load(options.config, *options.overrides, tiny=options.tiny, steps=options.steps)
     _require(config, "out", "out=runs/NAME", "the run folder")
     _require(config.setdefault("data", {}), "store", "data.store=STORE", "the prepared volumes (medfast data prepare)")
+    if options.tiny and config["objective"]["name"] in configuration.STAND_INS:
+        print(f"--tiny: {configuration.STAND_INS[config['objective']['name']]}")
     objective = configuration.build(config)
     train = configuration.train_settings(config)
     stream = open_stream(config["data"], seed=train.seed, batch=train.batch, views=objective.views, split="train",
@@ -155,7 +124,7 @@ def _pretrain(options: argparse.Namespace) -> None:
     if missing:
         raise ValueError(
             f"the objective {config['objective']['name']} reads {missing}, which this data section does not make: "
-            "rotation comes with data.rotate=true, uncut with data.cutout=true"
+            "rotation comes with data.rotate=true, flip with data.flip=true, uncut with data.cutout=true"
         )
     pretrain(objective, config, stream, _open_holdout(config, objective.views))
 

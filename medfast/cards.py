@@ -35,7 +35,8 @@ def loader(kind: str, section: Mapping[str, Any]) -> str:
 def _medfast(given: Mapping[str, Any]) -> str:
     return (
         "import json\n\nfrom medfast.config import build_backbone\n\n"
-        'net = build_backbone(json.load(open("config.json"))["architecture"])\nnet.load_state_dict(weights, strict=True)'
+        'net = build_backbone(json.load(open("config.json"))["architecture"])\n'
+        "net.load_state_dict(weights, strict=True)"
     )
 
 
@@ -132,10 +133,12 @@ def _notes(kind: str, section: Mapping[str, Any], match: Match) -> list[str]:
     odd = [name for name in ("clip", "bias_index") if name in how.settings and given.get(name) != how.settings[name]]
     if odd:
         notes.append(
-            f"This network was trained with {', '.join(f'{name}={given[name]}' for name in odd)}. The networks that the "
-            "format is of treat windows that reach over the map, or are larger than it, in another way: outputs are "
+            f"This network was trained with {', '.join(f'{name}={given[name]}' for name in odd)}. The networks that "
+            "the format is of treat windows that reach over the map, or are larger than it, differently: outputs are "
             "equal where every map is a multiple of the window and no smaller than it."
         )
+    if kind == "smit" and given["window_order"] != "smit_code":
+        notes.append("The public code puts windows back where they were not, so it computes something else with these.")
     if kind in ("smit", "nnformer"):
         notes.append("Names and shapes follow the public code; outputs were not compared, since it is on no index.")
     return notes

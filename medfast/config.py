@@ -23,12 +23,13 @@ from medfast.architectures import BACKBONES, NETWORKS
 from medfast.data.loader import Stream
 from medfast.objectives import MASKS, OBJECTIVES
 from medfast.training import Optim, Train, deepspeed_engine, start
-from medfast.types import Objective
+from medfast.types import Network, Objective
 
 SECTIONS = ("objective", "data", "optim", "train", "deepspeed", "init", "out")
 _TABLES: dict[str, Mapping[str, Callable]] = {
     "objective": OBJECTIVES,
     "backbone": {**BACKBONES, **NETWORKS},
+    "encoder": {**NETWORKS, **BACKBONES},  # of an objective that asks for no network: names of both mean the encoder
     "mask": MASKS,
 }
 # arguments of Stream that are no option of the data section
@@ -122,8 +123,9 @@ def build_backbone(section: Mapping[str, Any]) -> Any:
 
 def _build(path: str, section: Mapping[str, Any], table: str) -> Any:
     call = _resolve(path, section, table)
+    known = hints(call)
     arguments = {
-        key: _build(f"{path}.{key}", value, key) if _is_call(key, value) else value
+        key: _build(f"{path}.{key}", value, _table(key, known.get(key))) if _is_call(key, value) else value
         for key, value in section.items()
         if key != "name"
     }
@@ -131,6 +133,11 @@ def _build(path: str, section: Mapping[str, Any], table: str) -> Any:
         return call(**arguments)
     except TypeError as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def _table(key: str, annotation: Any) -> str:
+    """Where the name in the section ``key`` is looked up: the annotation decides between encoder and network."""
+    return "encoder" if key == "backbone" and annotation is not Network else key
 
 
 def _is_call(key: str, value: Any) -> bool:
@@ -162,7 +169,7 @@ def _checked(path: str, section: Mapping[str, Any], known: Mapping[str, Any]) ->
     """The section, each value as its annotation in ``known`` has it."""
     _known(path, section, known)
     return {
-        key: _checked_call(f"{path}.{key}", value, key) if key in _TABLES and value is not None
+        key: _checked_call(f"{path}.{key}", value, _table(key, known[key])) if key in _TABLES and value is not None
         else fit(f"{path}.{key}", value, known[key])
         for key, value in section.items()
     }  # fmt: skip
@@ -179,7 +186,7 @@ def _resolve(path: str, section: Mapping[str, Any], table: str) -> Callable:
         except (ImportError, AttributeError) as error:
             raise ConfigError(f"{path}.name = {name!r} cannot be imported: {error}") from None
     if not isinstance(name, str) or name not in entries:
-        kind = "architecture" if table == "backbone" else table
+        kind = "architecture" if table in ("backbone", "encoder") else table
         raise ConfigError(f"{path}: no {kind} called {name!r}{_nearest(str(name), entries)}")
     return entries[name]
 
@@ -239,6 +246,14 @@ def _numbers(value: Any) -> Any:
 # architecture whose constructor means other things by the same names has an entry of its own.
 TINY: dict[str, dict[str, Any]] = {
     "backbone": {"embed": 12, "depths": [2, 2, 2, 2], "heads": [1, 2, 4, 8], "sa_heads": 4},
+    "dae_former": {"widths": [16, 32, 64], "depths": [1, 1, 1]},
+    "swinfuse": {
+        "embed": 12,
+        "depths": [1, 1, 1, 1],
+        "heads": [1, 2, 4, 8],
+        "dim_width": 12,
+        "dim_heads": [1, 1, 1, 1],
+    },
     "vit": {"size": 64, "embed": 48, "depth": 2, "heads": 4},
     "objective": {
         "prototypes": 256,
@@ -246,23 +261,37 @@ TINY: dict[str, dict[str, Any]] = {
         "decoder_width": 48,
         "decoder_depth": 2,
         "decoder_heads": 4,
+        "group": 2,
+        "hidden": 128,
+        "width": 64,
     },
     "data": {"size": 64},
     "train": {"batch": 2, "steps": 20, "validate_every": 0, "checkpoint_every": 20},
 }
 
 
+# What stands in, on a store of CT volumes, for what an objective's paper trains on.
+STAND_INS = {
+    "sdda_mae": "axial slices of the store's volumes stand in for radiographs and ultrasound images",
+    "swinfuse": "a second view of a CT volume stands in for MR, and attention among tokens for attention among planes",
+}
+
+
 def _shrink(config: dict[str, Any]) -> None:
     """Apply TINY where the preset's constructor has that option, in place."""
     objective = config["objective"] = _checked_call("objective", config["objective"], "objective")
+    known = hints(_resolve("objective", objective, "objective"))
     for key, value in copy.deepcopy(TINY["objective"]).items():
-        if key in hints(_resolve("objective", objective, "objective")):
+        if key in known:
             objective[key] = value
     backbone = objective.get("backbone") or {}
     if backbone:
-        accepted = hints(_resolve("objective.backbone", backbone, "backbone"))
+        accepted = hints(_resolve("objective.backbone", backbone, _table("backbone", known["backbone"])))
         for key, value in copy.deepcopy(TINY.get(backbone["name"], TINY["backbone"])).items():
             if key in accepted:  # as many stages as the preset has
                 backbone[key] = value[: len(backbone.get(key, value))] if isinstance(value, list) else value
+    size = (config.get("data") or {}).get("size")
     for section in ("data", "train"):
         config.setdefault(section, {}).update(copy.deepcopy(TINY[section]))
+    if isinstance(size, list):  # a slice stays a slice
+        config["data"]["size"] = [min(length, TINY["data"]["size"]) for length in size]

@@ -147,7 +147,11 @@ class EncodesPairs(Backbone, Protocol):
 
 @runtime_checkable
 class Network(Protocol):
-    """Segmentation net around an encoder."""
+    """Segmentation net around an encoder.
+
+    ``features(...).extra["decoder"]`` is the decoder's map before the head: of the volume's size, or, for networks with
+    a ``decoder_stride`` (nnFormer, DAE-Former), on the grid of the encoder's first tokens.
+    """
 
     encoder: Backbone
 

@@ -16,7 +16,7 @@ SMART = next(path for path in CONFIGS if path.stem == "smart")
 def test_presets_validate_and_build_tiny(path):
     loaded = config.load(path, tiny=True)
     objective = config.build(loaded)
-    assert objective.views == 2
+    assert objective.views in (1, 2)
     assert sum(p.numel() for p in objective.parameters()) < 30_000_000
 
 

@@ -34,8 +34,8 @@ def window_attention(
     """Attention inside windows of a 2D or 3D token grid (Swin, Liu et al. 2021; cosine: Swin V2).
 
     qkv: (b, *grid, 3, heads, dim), floating, any strides. Returns (b, *grid, heads * dim) in its dtype; 16-bit input is
-    computed in fp32. bias, pad_value and scale may be fp32 beside 16-bit qkv. Differentiable, once, in qkv, bias,
-    pad_value and scale.
+    computed in fp32. bias, pad_value and scale are on its device and of its dtype, or fp32 beside 16 bits (or the other
+    way round). Differentiable, once, in qkv, bias, pad_value and scale.
 
     window, shift: int or one per axis, 0 <= shift < window. Windows start at shift on the padded, cyclic grid; two
         tokens see each other only if they would without wrapping round.

@@ -92,7 +92,8 @@ class DAEEncoder(nn.Module):
             raise ValueError(f"widths and depths need one entry per stage, got widths={widths} and depths={depths}")
         if patch_embed not in EMBEDS:
             raise ValueError(f"patch_embed must be one of {', '.join(map(repr, EMBEDS))}, got {patch_embed!r}")
-        self.in_channels, self.embed, self.semantic_attention = in_channels, widths[0], None
+        self.in_channels, self.embed = in_channels, widths[0]
+        self.semantic_attention: int | None = None
         self.blank, self.checkpoint = blank, checkpoint
         self.channels = tuple(widths)
         self.strides = tuple(PATCH * 2**i for i in range(len(widths)))

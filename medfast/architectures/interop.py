@@ -89,6 +89,7 @@ def _nnformer_index(window: int) -> Tensor:
 
 
 _CLIPS = {"clip": True, "bias_index": "sliced"}  # of a bare Swin; swin_unetr always clips
+_SMIT_CODE = {"window_order": "smit_code"}
 _PLAIN = {"merge": "monai", "patch_norm": False}
 _MERGES = ("monai", "monai_v2")
 _ALL_MERGES = (*_MERGES, "monai_legacy")  # load_from does not look
@@ -119,8 +120,10 @@ FORMATS: dict[str, dict[str, Layout]] = {
         ),
     },
     "smit": {
-        "smit_unet": Layout(SMIT, merges=("smit",), index=bias_index, keeps=("tap_norms",)),
-        "swin": Layout(SMIT, "encoder", {"merge": "smit"}, ("smit",), index=bias_index, keeps=("tap_norms",)),
+        "smit_unet": Layout(SMIT, "", _SMIT_CODE, ("smit",), index=bias_index, keeps=("tap_norms",)),
+        "swin": Layout(
+            SMIT, "encoder", {**_SMIT_CODE, "merge": "smit"}, ("smit",), index=bias_index, keeps=("tap_norms",)
+        ),
     },
     "nnformer": {"nnformer": Layout(NNFORMER, "", {"bias_index": "legacy"}, index=_nnformer_index)},
 }

@@ -131,7 +131,13 @@ SWINFUSE = Names(
     unread=MONAI_SWIN.unread,
 )
 
-_SKIP = (("widen", "x1_linear"), ("cross", "cross_attn"), ("narrow", "concat_linear"))
+_SKIP = (
+    ("widen", "x1_linear"),
+    ("cross.reprojection", "cross_attn.attn.reprojection"),
+    ("cross.norm", "cross_attn.attn.norm"),
+    ("cross", "cross_attn"),
+    ("narrow", "concat_linear"),
+)
 
 # mindflow-institue/DAEFormer networks/DAEFormer.py and networks/segformer.py, class DAEFormer
 DAE_FORMER = Names(
@@ -141,8 +147,6 @@ DAE_FORMER = Names(
         *((f"encoder.norms.{i}", f"backbone.norm{i + 1}") for i in range(3)),
         *((f"mlp{i}.unread.{j}", f"mlp{i}.norm{j + 2}") for i in ("", 1, 2) for j in range(2)),
         ("dwconv", "dwconv.dwconv"),
-        ("cross.reprojection", "cross_attn.attn.reprojection"),
-        ("cross.norm", "cross_attn.attn.norm"),
         *((f"unread.{ours}", f"decoder_2.{theirs}") for ours, theirs in _SKIP),
         ("head.expand", "decoder_0.layer_up"),
         ("head.conv", "decoder_0.last_layer"),

@@ -67,7 +67,8 @@ class NNFormerEncoder(nn.Module):
         super().__init__()
         _check_settings(embed, depths, heads, windows, drop_path, bias_index)
         self.patch = per_axis(patch)
-        self.in_channels, self.embed, self.checkpoint, self.semantic_attention = in_channels, embed, checkpoint, None
+        self.in_channels, self.embed, self.checkpoint = in_channels, embed, checkpoint
+        self.semantic_attention: int | None = None
         self.windows = tuple(windows)
         self.channels = tuple(embed * GROWTH**i for i in range(len(depths)))
         strides = [tuple(p * GROWTH**i for p in self.patch) for i in range(len(depths))]

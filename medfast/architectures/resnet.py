@@ -67,8 +67,8 @@ class ResNet50(nn.Module):
             raise ValueError(f"depths are the bottlenecks of four stages, at least 1 each, got {depths}")
         self.in_channels, self.embed = in_channels, 0
         self.channels = tuple(EXPANSION * width * 2**i for i in range(4))
-        self.strides = (4, 8, 8, 8) if dilated else (4, 8, 16, 32)
-        self.semantic_attention = None
+        self.strides: tuple[int, ...] = (4, 8, 8, 8) if dilated else (4, 8, 16, 32)
+        self.semantic_attention: int | None = None
         self.conv1, self.norm1 = Conv(in_channels, width, 7, stride=2), BatchNorm(width)
         strides, dilations = ((1, 2, 1, 1), (1, 1, 2, 4)) if dilated else ((1, 2, 2, 2), (1, 1, 1, 1))
         self.stages = nn.ModuleList()

@@ -24,19 +24,21 @@ def smit_unet(
     drop_path: float = 0.1,
     norm: str = "batch",
     skip_norm: str = "affine",
+    window_order: str = "inverse",
     checkpoint: bool = False,
 ) -> SwinUNet:
     """SMART's network, 64,707,377 parameters as it stands.
 
     SMIT's, 62,898,390: depths (2, 2, 4, 2), heads (4, 4, 4, 4), no QKV bias, 14 classes. norm: "batch" or "instance".
     skip_norm: "affine", LayerNorm with weights over each map before its merge, or "plain", the same without weights, as
-    Swin UNETR has it. The rest as in ``Swin`` and ``SwinUNet``.
+    Swin UNETR has it. window_order: "smit_code" for weights of the public code. The rest as in ``Swin`` and
+    ``SwinUNet``.
     """
     taps = {"affine": "smit", "plain": "smit_plain"}
     if skip_norm not in taps:
         raise ValueError(f"skip_norm must be one of 'affine', 'plain', got {skip_norm!r}")
     encoder = Swin(
         in_channels, embed, depths, heads, window, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, drop_path=drop_path,
-        taps=taps[skip_norm], checkpoint=checkpoint,
+        window_order=window_order, taps=taps[skip_norm], checkpoint=checkpoint,
     )  # fmt: skip
     return SwinUNet(encoder, classes, norm)

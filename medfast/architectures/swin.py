@@ -29,6 +29,7 @@ from .blocks import (
     run,
 )
 from .semantic_attention import SA_TYPES, SemanticAttention
+from .smit_windows import WINDOW_ORDERS
 from .unet_blocks import ResidualBlock
 
 
@@ -81,7 +82,9 @@ class Swin(nn.Module):
     patch: voxels per axis of a token. patch_norm: LayerNorm over the embedding, which MONAI's Swin UNETR does without.
     mlp_ratio: hidden width of the MLPs. qkv_bias: SMIT's public code has none.
     drop_path: rate of the last block; it rises linearly from 0 at the first. merge: order of the neighbours in patch
-    merging, a name in ``blocks.MERGE_ORDERS``. clip, bias_index: as in ``mk.window_attention``.
+    merging, a name in ``blocks.MERGE_ORDERS``. clip, bias_index: as in ``mk.window_attention``. window_order: where
+    windows are put back, "inverse", where they were, or "smit_code", where SMIT's and SMART's public code puts them:
+    only for weights that were trained with it.
     semantic_attention: after the merge of which stage (1 is the first) a [CLS] token reads the tokens, or None;
     sa_heads: its heads. sa_type: "class", [CLS] alone attends (SMART eq. 1, the author's code), or "vit", patch tokens
     attend and are updated on the way to [CLS] too; the stages that come back are the Swin's own either way.
@@ -107,6 +110,7 @@ class Swin(nn.Module):
         merge: str = "smit",
         clip: bool = False,
         bias_index: str = "geometric",
+        window_order: str = "inverse",
         semantic_attention: int | None = None,
         sa_heads: int = 12,
         sa_type: str = "class",
@@ -116,7 +120,8 @@ class Swin(nn.Module):
     ):
         super().__init__()
         widths = [embed * 2**i for i in range(len(depths))]
-        _check_settings(widths, depths, heads, drop_path, merge, bias_index, semantic_attention, sa_type, taps)
+        _check_settings(widths, depths, heads, drop_path, semantic_attention)
+        _check_choices(merge=merge, bias_index=bias_index, window_order=window_order, sa_type=sa_type, taps=taps)
         self.in_channels, self.embed, self.patch = in_channels, embed, patch
         self.channels = tuple(2 * width for width in widths)
         self.strides = tuple(patch * 2 ** (i + 1) for i in range(len(depths)))
@@ -130,7 +135,7 @@ class Swin(nn.Module):
         for width, depth, num_heads in zip(widths, depths, heads, strict=True):
             blocks = [
                 SwinBlock(
-                    WindowAttention(width, num_heads, window, i % 2 * (window // 2), **attention),
+                    WINDOW_ORDERS[window_order](width, num_heads, window, i % 2 * (window // 2), **attention),
                     width,
                     mlp_ratio,
                     rate=drop_path * (done + i) / last,
@@ -193,9 +198,8 @@ class Swin(nn.Module):
 
 
 def _check_settings(
-    widths: Sequence[int], depths: Sequence[int], heads: Sequence[int], drop_path: float, merge: str, bias_index: str,
-    semantic_attention: int | None, sa_type: str, taps: str | None,
-) -> None:  # fmt: skip
+    widths: Sequence[int], depths: Sequence[int], heads: Sequence[int], drop_path: float, semantic_attention: int | None
+) -> None:
     if not depths or len(depths) != len(heads):
         raise ValueError(f"depths and heads need one entry per stage, got depths={depths} and heads={heads}")
     for width, num_heads in zip(widths, heads, strict=True):
@@ -203,9 +207,22 @@ def _check_settings(
             raise ValueError(f"heads must divide the width of their stage, got {num_heads} heads for width {width}")
     if not 0.0 <= drop_path < 1.0:
         raise ValueError(f"drop_path is the last block's probability of being dropped, in [0, 1), got {drop_path}")
-    choices = {"merge": (merge, (*MERGE_ORDERS,)), "bias_index": (bias_index, ("geometric", "sliced")),
-               "sa_type": (sa_type, (*SA_TYPES,)), "taps": (taps, (None, "monai", "smit", "smit_plain")),
-               "semantic_attention": (semantic_attention, (None, *range(1, len(depths) + 1)))}  # fmt: skip
-    for name, (value, accepted) in choices.items():
-        if value not in accepted or isinstance(value, bool):  # True would pass for stage 1
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}")
+    stages = (None, *range(1, len(depths) + 1))
+    if semantic_attention not in stages or isinstance(semantic_attention, bool):  # True would pass for stage 1
+        told = ", ".join(map(repr, stages))
+        raise ValueError(f"semantic_attention must be one of {told}, got {semantic_attention!r}")
+
+
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "merge": (*MERGE_ORDERS,),
+    "bias_index": ("geometric", "sliced"),
+    "window_order": (*WINDOW_ORDERS,),
+    "sa_type": (*SA_TYPES,),
+    "taps": (None, "monai", "smit", "smit_plain"),
+}
+
+
+def _check_choices(**settings: str | None) -> None:
+    for name, value in settings.items():
+        if value not in _CHOICES[name]:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, _CHOICES[name]))}, got {value!r}")

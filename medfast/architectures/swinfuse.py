@@ -166,7 +166,8 @@ class SwinFUSE(nn.Module):
         )  # fmt: skip
         self.code = dim == "code"
         self.dim = DomainInvariance(embed, dim_width, dim_heads, window, across_samples=self.code)
-        self.in_channels, self.embed, self.semantic_attention = in_channels, embed, None
+        self.in_channels, self.embed = in_channels, embed
+        self.semantic_attention: int | None = None
         self.channels, self.strides = self.encoder.channels, self.encoder.strides
         self.taps, self.checkpoint = taps, checkpoint
 

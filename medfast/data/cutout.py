@@ -6,8 +6,9 @@ volumes, overlaps counted twice, reaches a share of the view's. Drawn per (seed,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from medfast_kernels import Key, Role
 __all__ = ["Cutout", "boxes", "cut", "parse", "partners"]
 
 _LAYER = 32  # of the role AUGMENT: partner, then boxes of noise, then boxes of the partner; two splits each
-_NOISE = 64  # of the role NOISE: the first box's layer, above the splits, under which intensity noise is drawn
+_NOISE = 64  # of the role NOISE, above the layers of the splits, under which intensity noise is drawn
 _AT_ONCE = 32
 Box = tuple[slice, slice, slice]
 
@@ -33,7 +34,7 @@ class Cutout(NamedTuple):
     swap: bool = True
 
 
-def parse(value: Mapping[str, object] | bool | None) -> Cutout | None:
+def parse(value: Mapping[str, Any] | bool | None) -> Cutout | None:
     """data.cutout: true for RCR's numbers, {share, side, swap} for others, null or false for none. ValueError."""
     if not value:
         return None
@@ -81,11 +82,13 @@ def cut(view: Tensor, other: Tensor | None, cutout: Cutout, key: Key, index: int
     """
     view = view.clone()
     size = tuple(view.shape[1:])
-    for number, box in enumerate(boxes(size, cutout, key.at(Role.AUGMENT, view=index, layer=_LAYER + 2 + stream))):
-        shape = (len(view), *(s.stop - s.start for s in box))
-        noise = mk.random_normal(shape, key=key.at(Role.NOISE, view=index, layer=_NOISE + 2 * number + stream))[0]
+    found = boxes(size, cutout, key.at(Role.AUGMENT, view=index, layer=_LAYER + 2 + stream))
+    shapes = [(len(view), *(s.stop - s.start for s in box)) for box in found]
+    drawn = mk.random_normal(sum(map(math.prod, shapes)), key=key.at(Role.NOISE, view=index, layer=_NOISE + stream))[0]
+    for box, shape, noise in zip(found, shapes, drawn.split([math.prod(shape) for shape in shapes]), strict=True):
         low, high = torch.aminmax(noise)
-        view[(slice(None), *box)] = (noise - low) / (high - low).clamp(min=torch.finfo(noise.dtype).tiny)
+        scale = (high - low).clamp(min=torch.finfo(noise.dtype).tiny)
+        view[(slice(None), *box)] = ((noise - low) / scale).view(shape)
     if other is not None:
         for box in boxes(size, cutout, key.at(Role.AUGMENT, view=index, layer=_LAYER + 4 + stream)):
             view[(slice(None), *box)] = other[(slice(None), *box)]

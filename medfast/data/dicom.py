@@ -15,7 +15,7 @@ import numpy as np
 
 from medfast.data.image import MAX_SHEAR, Bad, Image, oriented
 
-__all__ = ["by_series", "parse", "parse_picture", "stack_geometry"]
+__all__ = ["by_series", "parse", "parse_picture", "peek"]
 
 MAX_GAP = 1.05  # largest over smallest distance between neighbouring slices
 SAME_PLACE = 1e-3  # mm; closer slices are one slice twice
@@ -36,10 +36,12 @@ def _pydicom():
 def header(source: Path | bytes):
     """The tags of HEADER of one file; an empty data set where it is no DICOM."""
     pydicom = _pydicom()
+    from pydicom.errors import InvalidDicomError
+
     try:
         return pydicom.dcmread(io.BytesIO(source) if isinstance(source, bytes) else source, stop_before_pixels=True,
                                specific_tags=HEADER)  # fmt: skip
-    except (pydicom.errors.InvalidDicomError, EOFError, OSError):
+    except (InvalidDicomError, EOFError, OSError):
         return pydicom.Dataset()
 
 
@@ -63,7 +65,7 @@ def parse(blobs: list[bytes]) -> Image:
     headers = [header(blob) for blob in blobs]
     _check_kind(headers)
     notes: list[str] = []
-    order, affine = stack_geometry(headers)
+    order, affine = _stack(headers)
     scales = {(float(h.get("RescaleSlope", 1)), float(h.get("RescaleIntercept", 0))) for h in headers}
     shape = (len(order), int(headers[0].Rows), int(headers[0].Columns))
     stack, place = None, -1
@@ -85,6 +87,19 @@ def parse(blobs: list[bytes]) -> Image:
     if scales:
         notes.append("rescale")
     image = oriented(stack[: place + 1].transpose(2, 1, 0), slope, inter, affine, notes)
+    image.modality = str(headers[0].get("Modality", "")) or None
+    return image
+
+
+def peek(files: tuple[Path, ...]) -> Image:
+    """What the headers of a series promise; voxels are zeros that take no memory. Raises Bad."""
+    headers = [header(file) for file in files]
+    _check_kind(headers)
+    order, affine = _stack(headers)
+    kept = sum(not same for _, same in order)
+    shape = (int(headers[0].Columns), int(headers[0].Rows), kept)
+    zeros = np.broadcast_to(np.zeros((), np.int16), shape)
+    image = oriented(zeros, 1.0, 0.0, affine, ["doubled"] if kept < len(order) else [])
     image.modality = str(headers[0].get("Modality", "")) or None
     return image
 
@@ -114,7 +129,7 @@ def _check_kind(headers: list) -> None:
         raise Bad("mixed-series", f"one series holds {len(kinds)} kinds of slices (sizes or modalities differ)")
 
 
-def stack_geometry(headers: list) -> tuple[list[tuple[int, bool]], np.ndarray]:
+def _stack(headers: list) -> tuple[list[tuple[int, bool]], np.ndarray]:
     """(order, affine): (which file, is it at the same place as the one before) along the slice normal; 4x4, (column,
     row, slice, 1) to RAS mm. Raises Bad where slices do not make up an even, straight stack."""
     if len(headers) < 2:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .intensity import ON_HOST
+
 __all__ = ["DaliExecutor", "build", "require"]
 
 
@@ -31,7 +33,7 @@ def build(device: str, size: Sequence[int], window: tuple[float, float], zoom: b
     """
     fn, types, math, _ = require()
     low, high = window
-    numbers = {name: fn.external_source(name=name, device="cpu", ndim=0) for name in names if name != "noise"}
+    numbers = {name: fn.external_source(name=name, device="cpu", ndim=0) for name in names if name not in ON_HOST}
     view = fn.external_source(name="box", device=device, layout="DHWC", dtype=types.INT16)
     view = fn.cast(view, dtype=types.FLOAT)
     view = math.clamp((view - low) * (1.0 / (high - low)), 0.0, 1.0)
@@ -58,7 +60,7 @@ class DaliExecutor:
         self, size: Sequence[int], window: tuple[float, float], *, zoom: bool, names: Sequence[str], most: int
     ):
         *_, pipeline = require()
-        self.size, self.names = tuple(size), [name for name in names if name != "noise"]
+        self.size, self.names = tuple(size), [name for name in names if name not in ON_HOST]
         self.pipeline = pipeline(batch_size=most, num_threads=1, device_id=None, prefetch_queue_depth=1,
                                  exec_async=False, exec_pipelined=False)  # fmt: skip
         with self.pipeline:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["TorchExecutor"]
+__all__ = ["TorchExecutor", "gibbs"]
 
 
 class TorchExecutor:
@@ -38,7 +38,7 @@ class TorchExecutor:
 
 
 def change(view: Tensor, params: Mapping[str, float]) -> Tensor:
-    """Intensity changes of one (d, h, w) view in [0, 1], in the order of ``intensity``; noise is not among them."""
+    """Intensity changes of one (d, h, w) view in [0, 1], in the order of ``intensity``, but for those ``ON_HOST``."""
     if params.get("blur", 0.0) > 0.0:
         view = blur(view, params["blur"])
     if "gain" in params or "shift" in params:
@@ -54,6 +54,18 @@ def blur(view: Tensor, sigma: float) -> Tensor:
     for n in view.shape:
         view = view.movedim(0, -1) @ _filter(n, sigma).T  # the axis goes to the end: three turns restore the order
     return view.contiguous()
+
+
+def gibbs(view: Tensor, strength: float) -> Tensor:
+    """Ringing of (d, h, w): frequencies further from 0 than (1 - strength) * sqrt(2) / 2 of the longest axis go away.
+
+    The radius is MONAI's GibbsNoise's; the mean of the view always stays. Cut back to [0, 1].
+    """
+    spectrum = torch.fft.fftn(view)
+    axes = [torch.fft.fftfreq(n) * n for n in view.shape]
+    away = sum(axis.square().view([-1 if i == j else 1 for j in range(3)]) for i, axis in enumerate(axes))
+    radius = (1.0 - strength) * max(view.shape) * 0.5**0.5
+    return torch.fft.ifftn(spectrum * (away <= radius**2)).real.clamp_(0.0, 1.0)
 
 
 def _filter(n: int, sigma: float) -> Tensor:

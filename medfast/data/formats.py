@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 from medfast.data import dicom, metaimage, nifti, nrrd, picture
 from medfast.data.image import Bad, Image
 from medfast.data.inputs import Case
 
-__all__ = ["decode", "fetch"]
+__all__ = ["decode", "fetch", "peek"]
+
+HEAD = 1 << 16  # bytes that hold the header of any volume
 
 
 def fetch(case: Case) -> tuple[str, list[bytes]]:
@@ -37,13 +40,24 @@ def decode(blobs: list[bytes], *, axes: int = 3, channels: int | None = None) ->
         return picture.parse(blobs.pop())
     if axes == 2:
         raise Bad("3d", "no picture: PNG and single DICOM images are accepted here")
-    reader = nifti.parse
-    if first[:4] == b"NRRD":
-        reader = nrrd.parse
-    elif b"ObjectType" in first[:200] or b"NDims" in first[:200]:
-        reader = metaimage.parse
+    reader = _reader(first)
     del first
     return reader(blobs.pop(), channels)
+
+
+def peek(case: Case, channels: int | None = None) -> Image:
+    """The volume that the headers of a case promise; its voxels are zeros that take no memory. Raises Bad."""
+    with case.path.open("rb") as stream:
+        head = stream.read(HEAD)
+    if head[128:132] == b"DICM":
+        return dicom.peek(case.files)
+    return _reader(head)(head, channels, peek=True)
+
+
+def _reader(first: bytes) -> Callable[..., Image]:
+    if first[:4] == b"NRRD":
+        return nrrd.parse
+    return metaimage.parse if b"ObjectType" in first[:200] or b"NDims" in first[:200] else nifti.parse
 
 
 def _digest(*parts: str) -> str:

@@ -1,4 +1,4 @@
-"""From what a user names (folder, file, glob, list) to cases: one image each, with a label and a patient where given."""
+"""From what a user names (folder, file, glob, list) to cases: one image each, with label and patient where given."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ IMAGE, LABEL, GROUP = ("image", "image_path"), ("label", "label_path"), ("group"
 
 @dataclass(frozen=True)
 class Case:
-    """One image. files: one, or the slices of one DICOM series. label: a volume on the same grid. group: the patient."""
+    """One image. files: one, or the slices of one DICOM series. label: a volume on its grid. group: the patient."""
 
     files: tuple[Path, ...]
     label: Path | None = None

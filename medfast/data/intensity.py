@@ -3,11 +3,10 @@
 The recipe is that of SMART's public code: noise, blur, multiplicative and additive brightness, contrast, gamma. It
 states the ranges of blur (sigma 1-2 voxels), multiplicative (0.75-1.25) and additive (normal, 0.4) brightness and gamma
 (0.7-1.5); the ranges of noise (standard deviation 0-0.1) and contrast (0.75-1.25) are the customary ones of the same
-family of augmentations. All numbers are on the [0, 1] scale after the HU window.
+family of augmentations. Gibbs ringing, which SimTROT adds, has a strength in [0, 1]. All numbers are on the [0, 1] scale after the HU window.
 
-Order of execution: blur, gain, shift, contrast (about the view's mean), gamma, noise; values are cut back to [0, 1]
-after shift, after contrast and after noise. Noise comes last here, and not first: it is keyed per voxel, so one piece
-of code adds it for all executors.
+Order of execution: blur, gain, shift, contrast (about the view's mean), gamma, gibbs, noise; values are cut back to
+[0, 1] after shift, contrast, gibbs and noise. Gibbs and noise come last: one piece of code does them for all executors.
 """
 
 from __future__ import annotations
@@ -20,13 +19,14 @@ import torch
 
 import medfast_kernels as mk
 
-__all__ = ["NEUTRAL", "RANGES", "Change", "draw", "parse"]
+__all__ = ["NEUTRAL", "ON_HOST", "RANGES", "Change", "draw", "parse"]
 
-# what leaves a view as it is; the order is that of execution and of the draws: append, never reorder
-NEUTRAL = {"blur": 0.0, "gain": 1.0, "shift": 0.0, "contrast": 1.0, "gamma": 1.0, "noise": 0.0}
+# what leaves a view as it is; the order is that of the draws: append, never reorder
+NEUTRAL = {"blur": 0.0, "gain": 1.0, "shift": 0.0, "contrast": 1.0, "gamma": 1.0, "noise": 0.0, "gibbs": 0.0}
+ON_HOST = ("gibbs", "noise")  # those that no executor carries out
 RANGES = {
     "blur": (1.0, 2.0), "gain": (0.75, 1.25), "shift": (0.0, 0.4), "contrast": (0.75, 1.25), "gamma": (0.7, 1.5),
-    "noise": (0.0, 0.1),
+    "noise": (0.0, 0.1), "gibbs": (0.0, 1.0),
 }  # fmt: skip
 
 
@@ -61,8 +61,9 @@ def _change(name: str, spec: Mapping, views: int) -> Change:
         raise ValueError(f"{where}.p is a probability in [0, 1], or one for each of {views} views, got {spec['p']!r}")
     low, high = (float(x) for x in spec.get("range", RANGES[name]))
     least = {"gamma": 1e-3, "blur": 1e-3, "shift": -1.0}.get(name, 0.0)
-    if low < least or (low > high if name != "shift" else high < 0.0):
-        raise ValueError(f"{where}.range is [low, high], low at least {least}, got {[low, high]}")
+    most = 1.0 if name == "gibbs" else float("inf")
+    if low < least or high > most or (low > high if name != "shift" else high < 0.0):
+        raise ValueError(f"{where}.range is [low, high] within [{least}, {most}], got {[low, high]}")
     return Change(name, tuple(float(x) for x in p), low, high)
 
 

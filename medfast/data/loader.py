@@ -26,7 +26,7 @@ from medfast_kernels import Key, Role
 from . import cutout as cutting
 from . import plan as planning
 from .executor_dali import DaliExecutor
-from .executor_torch import TorchExecutor
+from .executor_torch import TorchExecutor, gibbs
 from .store import DataError, Store
 from .threads import one_thread
 
@@ -139,6 +139,8 @@ class Stream:
                 plan.oriented(self._cut(int(plan.volume[i]), plan.start[i, v], plan.extent[i, v]), i, v)
                 for i, v in places
             ], numbers)  # fmt: skip
+            for place in np.flatnonzero(numbers.get("gibbs", 0)):
+                made[place, 0] = gibbs(made[place, 0], float(numbers["gibbs"][place]))
         views = tuple(made.reshape(self.recipe.views, len(rows), 1, *self.recipe.size).unbind(0))
         if "noise" in plan.params:
             self._add_noise(views, rows, step, torch.from_numpy(plan.params["noise"]))

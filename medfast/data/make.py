@@ -69,7 +69,8 @@ def _channel(image: Image, recipe: dict[str, Any]) -> tuple[np.ndarray, Unit, Re
     unit = fit(image, recipe["unit"])
     reading = Reading(image, unit)
     volume = resample.EXECUTORS[recipe["executor"]](
-        reading.slabs(), image.stored.shape, image.spacing, recipe["spacing"], recipe["kernel"], unit.range[:2])
+        reading.slabs(), image.stored.shape, image.spacing, recipe["spacing"], recipe["kernel"], unit.range[:2]
+    )
     if unit.name == "HU":
         checks.check_hounsfield(reading.histogram)
     return volume, unit, reading  # fmt: skip
@@ -139,6 +140,8 @@ def label(data: bytes, image: Image, record: dict[str, Any], recipe: dict[str, A
 def _nearest(found: Image, record: dict[str, Any], new: float, affine: np.ndarray) -> np.ndarray:
     """The old voxel that each new voxel's centre lies in."""
     first = np.linalg.solve(affine, np.array(record["affine"]) @ [0, 0, 0, 1])[:3]
-    at = [np.clip(np.floor(start + 0.5 + np.arange(count) * new / mm + 1e-6), 0, size - 1).astype(int)
-          for start, count, mm, size in zip(first, record["shape"][-3:], found.spacing, found.shape, strict=True)]
+    at = [
+        np.clip(np.floor(start + 0.5 + np.arange(count) * new / mm + 1e-6), 0, size - 1).astype(int)
+        for start, count, mm, size in zip(first, record["shape"][-3:], found.spacing, found.shape, strict=True)
+    ]
     return found.stored[np.ix_(*at)]  # fmt: skip

@@ -18,13 +18,17 @@ LOCAL = b"ElementDataFile = LOCAL"
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-def parse(data: bytes, channels: int | None = None) -> Image:
-    """Image in the bytes of a .mha file. channels: how many numbers each voxel must hold. Raises Bad."""
+def parse(data: bytes, channels: int | None = None, peek: bool = False) -> Image:
+    """Image in the bytes of a .mha file. channels: how many numbers each voxel must hold. peek: judge the header alone,
+    as in ``nifti.parse``. Raises Bad."""
     head, found, body = data.partition(LOCAL)
     if not found:
-        raise Bad("detached", "no 'ElementDataFile = LOCAL': the voxels are in another file (.mhd); join both into .mha")
+        raise Bad(
+            "detached", "no 'ElementDataFile = LOCAL': the voxels are in another file (.mhd); join both into .mha"
+        )
     body = body.lstrip(b"\r")[1:]
-    fields = dict(map(str.strip, line.split("=", 1)) for line in head.decode("latin-1").splitlines() if "=" in line)
+    pairs = [line.split("=", 1) for line in head.decode("latin-1").splitlines() if "=" in line]
+    fields = {name.strip(): value.strip() for name, value in pairs}
     if fields.get("ElementType") not in TYPES:
         raise Bad("voxel-type", f"voxels are {fields.get('ElementType')!r}, not one real number each")
     big = fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False")).lower() == "true"
@@ -38,9 +42,9 @@ def parse(data: bytes, channels: int | None = None) -> Image:
         raise Bad("4d" if len(sizes) > 3 else "2d", f"DimSize {sizes} is no volume")
     if held != (channels or 1):
         raise Bad("4d", f"each voxel holds {held} numbers; {channels or 1} were asked for")
-    if fields.get("CompressedData", "False").lower() == "true":
+    if not peek and fields.get("CompressedData", "False").lower() == "true":
         body = _inflate(body)
-    voxels = take(body, dtype, (held, *sizes))
+    voxels = take(body, dtype, (held, *sizes), peek=peek)
     voxels = voxels[0] if channels is None else voxels.transpose(1, 2, 3, 0)
     return oriented(voxels, 1.0, 0.0, straight(affine), [])
 

@@ -37,22 +37,27 @@ def read(file: Path) -> tuple[str, bytes]:
     return hashlib.sha256(data).hexdigest(), data
 
 
-def parse(data: bytes, channels: int | None = None) -> Image:
+def parse(data: bytes, channels: int | None = None, peek: bool = False) -> Image:
     """Image in the bytes of a .nii or .nii.gz, told apart by content and not by name. Raises Bad.
 
-    channels: how many volumes the fourth axis must hold; None takes three axes only.
+    channels: how many volumes the fourth axis must hold; None takes three axes only. peek: data are the first bytes of
+    a file, the header is judged and voxels come back as zeros that take no memory.
     """
-    data = inflate(data)
+    data = _first(data) if peek else inflate(data)
     header = _header(data)
     notes: list[str] = []
     shape, dtype = _shape(header, channels), _dtype(header)
     affine = _affine(header, notes)
     slope, inter = _scaling(header, notes)
-    return oriented(take(data, dtype, shape, _offset(header)), slope, inter, affine, notes)
+    return oriented(take(data, dtype, shape, _offset(header), peek), slope, inter, affine, notes)
 
 
-def take(data: bytes, dtype: np.dtype, shape: tuple[int, ...], offset: int = 0) -> np.ndarray:
-    """Voxels, first axis fastest. Raises Bad where the data end before the header says."""
+def take(
+    data: bytes, dtype: np.dtype, shape: tuple[int, ...], offset: int = 0, peek: bool = False
+) -> np.ndarray:  # fmt: skip
+    """Voxels, first axis fastest; zeros where only peeking. Raises Bad where the data end before the header says."""
+    if peek:
+        return np.broadcast_to(np.zeros((), dtype), shape)
     count = int(np.prod(shape, dtype=np.int64))
     needed = offset + count * dtype.itemsize
     if len(data) < needed:
@@ -81,6 +86,16 @@ def inflate(data: bytes) -> bytes:
     if data[place:].strip(b"\0"):
         raise Bad("gzip-crc", f"{len(data) - place} bytes that are no gzip follow the compressed data")
     return plain.getvalue()
+
+
+def _first(data: bytes) -> bytes:
+    """What the first bytes of a file hold, as far as they go."""
+    if data[:2] != b"\x1f\x8b":
+        return data
+    try:
+        return inflater.decompressobj(16 + zlib.MAX_WBITS).decompress(data)
+    except inflater.error as error:
+        raise Bad("gzip-crc", f"the compressed data are damaged ({error})") from None
 
 
 def _header(data: bytes) -> nib.Nifti1Header:

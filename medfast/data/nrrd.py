@@ -25,8 +25,9 @@ TO_RAS = {"right": 1.0, "left": -1.0, "anterior": 1.0, "posterior": -1.0, "super
 LONG = {name[0]: name for name in TO_RAS}
 
 
-def parse(data: bytes, channels: int | None = None) -> Image:
-    """Image in the bytes of a .nrrd file. channels: how many the axis without a direction must hold. Raises Bad."""
+def parse(data: bytes, channels: int | None = None, peek: bool = False) -> Image:
+    """Image in the bytes of a .nrrd file. channels: how many the axis without a direction must hold. peek: judge the
+    header alone, as in ``nifti.parse``. Raises Bad."""
     head, found, body = data.partition(b"\n\n")
     if not found or b"\r\n\r\n" in head:
         head, found, body = data.partition(b"\r\n\r\n")
@@ -49,14 +50,14 @@ def parse(data: bytes, channels: int | None = None) -> Image:
     except (KeyError, ValueError) as error:
         raise Bad("affine", f"the NRRD header's sizes, space or directions cannot be read ({error})") from None
     _check_axes(sizes, directions, channels)
-    voxels = take(inflate(body) if encoding != "raw" else body, dtype, tuple(sizes))
-    spatial = [axis for axis, direction in enumerate(directions) if direction is not None]
-    rest = [axis for axis in range(len(sizes)) if axis not in spatial]
+    voxels = take(body if peek or encoding == "raw" else inflate(body), dtype, tuple(sizes), peek=peek)
+    steps = {axis: direction for axis, direction in enumerate(directions) if direction is not None}
+    rest = [axis for axis in range(len(sizes)) if axis not in steps]
     affine, notes = np.eye(4), [] if "space" in fields else ["no-orientation"]
-    affine[:3, :3] = np.stack([directions[axis] for axis in spatial], axis=1)
+    affine[:3, :3] = np.stack(list(steps.values()), axis=1)
     if origin := _vector(fields.get("space origin", "none")):
         affine[:3, 3] = np.array(origin) * _space(fields)
-    return oriented(voxels.transpose(spatial + rest), 1.0, 0.0, straight(affine), notes)
+    return oriented(voxels.transpose([*steps, *rest]), 1.0, 0.0, straight(affine), notes)
 
 
 def straight(affine: np.ndarray) -> np.ndarray:

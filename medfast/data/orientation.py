@@ -19,7 +19,7 @@ _LAYER = 16  # of the role AUGMENT, above the layers of the splits, under which 
 
 def per_view(name: str, value: bool | Sequence[bool], views: int) -> tuple[bool, ...]:
     """data.rotate or data.flip, true, false, or one for each view, checked."""
-    found = (value,) * views if isinstance(value, bool) else tuple(value)
+    found = (value,) * views if isinstance(value, bool) else tuple(value) if isinstance(value, list | tuple) else ()
     if len(found) != views or not all(isinstance(x, bool) for x in found):
         raise ValueError(f"data.{name} is true or false, or one of them for each of {views} views, got {value!r}")
     return found

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["DataError", "Store", "append", "digest", "read_lines", "read_recipe", "recipe_hash", "sync_folder",
-           "verify", "write_durably"]  # fmt: skip
+__all__ = ["DataError", "Store", "append", "digest", "explain", "read_lines", "read_recipe", "recipe_hash",
+           "sync_folder", "verify", "write_durably"]  # fmt: skip
 
 FORMAT = "medfast store"
 VERSION = 1
@@ -50,8 +50,8 @@ class Store:
             raise DataError(f"{self.path} is no store: it has no STORE.json. 'medfast data prepare' makes one.")
         self.recipe = read_recipe(self.path)
         if parts := sorted(self.path.glob("index.*-of-*.jsonl")):
-            raise DataError(f"{self.path} is in parts ({parts[0].name}...): run 'medfast data prepare' once more on the "
-                            "same input and store, without --part, which joins them")  # fmt: skip
+            raise DataError(f"{self.path} is in parts ({parts[0].name}...): run 'medfast data prepare' once more on "
+                            "the same input and store, without --part, which joins them")  # fmt: skip
         rows = read_lines(self.path / "index.jsonl", *NEEDED)
         self.records = sorted(rows, key=lambda record: record["id"])
         self._checked: set[int] = set()
@@ -115,6 +115,31 @@ def verify(store: Store) -> int:
         raise DataError(f"{len(problems)} of {len(store)} volumes are damaged:\n  {found}\n"
                         f"Delete their files, {store.path / 'volumes'}/<id>.npy. {AGAIN}.")  # fmt: skip
     return len(store)
+
+
+def explain(store: Store, volume: str) -> dict[str, Any]:
+    """What the store knows of one volume or of one file: its index line, whether its files are what was written, and
+    from ``private/``, where that is there, its source or the reason of its refusal. For the eyes of who may see names.
+
+    volume: an id, or the path of a source file. DataError where nothing knows it.
+    """
+    private = store.path / "private"
+    sources, refused = (read_lines(private / f"{name}.jsonl", "path") for name in ("sources", "quarantine"))
+    known = [row for row in sources if volume in (row["id"], row["path"])]
+    ids = {volume, *(row["id"] for row in known)}
+    found = [index for index, record in enumerate(store.records) if record["id"] in ids]
+    verdicts = [row for row in refused if row["path"] == volume]
+    if not found and not verdicts:
+        raise DataError(
+            f"nothing in {store.path} is known as {volume!r}; give an id of index.jsonl, or a source's path"
+        )
+    return {
+        "volumes": [store.records[index] for index in found],
+        "files": {store.records[index]["id"]: store.problem(index) or "as they were written" for index in found},
+        "sources": known,
+        "refused": verdicts,
+        "recipe": store.recipe,
+    }
 
 
 def digest(file: Path) -> str:

@@ -2,8 +2,8 @@
 
 "HU": Hounsfield units, clamped to [AIR, TOP]. "percentile": 0 is the 0.5th, 1000 the 99.5th percentile of the voxels
 above the image's minimum (its background), clamped to [0, 4000]. "zscore": 0 is the mean and 1000 one standard
-deviation of those voxels, clamped to [-10000, 10000]. Channels are normalised one by one. ``offset`` and ``scale`` of an
-index line give the file's own value back: value = stored / scale + offset.
+deviation of those voxels, clamped to [-10000, 10000]. Channels are normalised one by one. ``offset`` and ``scale`` of
+an index line give the file's own value back: value = stored / scale + offset.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,11 @@ import medfast_kernels as mk
 from medfast.objectives.distillation import Sides, Term, distil_image, distil_patches
 from medfast.objectives.heads import Prototypes, Trunk
 from medfast.objectives.losses import Centres
-from medfast.objectives.masking import count_of, hidden_tokens, hidden_voxels, random_cells, share
+from medfast.objectives.masking import count_of, drawn_ahead, hidden_tokens, hidden_voxels, random_cells, share
 from medfast.objectives.options import chosen_weights, distilled_stage, momenta, one_of, positive, setting
 from medfast.objectives.schedules import Points, cosine, piecewise, points
 from medfast.objectives.views import given_mask, grid_of, split_views, stack_views
-from medfast.types import Backbone, Batch, Features, Mask, Masker, Objective, Output, Teacher
+from medfast.types import Backbone, Batch, Features, Key, Mask, Masker, Objective, Output, Teacher
 
 WEIGHTS = {"patch": 1.0, "image": 1.0}
 
@@ -136,11 +136,8 @@ class IBOT(Objective):
         """A cell of the mask is one token of the distilled stage."""
         return grid_of(size, self.backbone.strides[self.stage])
 
-    def ahead(self, size: tuple[int, ...]) -> Mapping[str, Callable[[Any], Tensor]]:
-        """Masks whose counts only their draw knows are drawn by the data pipeline."""
-        if getattr(self.mask, "even", True) or getattr(self.mask, "guided", False):
-            return {}
-        return {"mask": lambda key: self.mask(self.cells(size), key).where}
+    def ahead(self, size: tuple[int, ...]) -> dict[str, Callable[[Key], Tensor]]:
+        return drawn_ahead(self.mask, self.cells(size))
 
     def _look(self, batch: Batch, drop_path: bool) -> Look:
         """The teacher looks at clean views, or with ``teacher_drop`` at noisy ones; the student at masked ones."""

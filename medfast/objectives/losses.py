@@ -70,6 +70,15 @@ def masked_l1(prediction: Tensor, target: Tensor, where: Tensor) -> Tensor:
     return ((error * weight).flatten(1).sum(dim=1) / (weight.flatten(1).sum(dim=1) + 1e-5)).mean()
 
 
+def masked_mse(prediction: Tensor, target: Tensor, where: Tensor) -> Tensor:
+    """Squared error, mean over the voxels in ``where`` of a sample, then over samples (SDDA-MAE).
+
+    prediction, target: (b, c, *size), mean over c; where: (b, *size) bool.
+    """
+    error = (at_least_fp32(prediction) - at_least_fp32(target)).square().mean(dim=1)
+    return mean_of_means(error.flatten(1), where.to(error.dtype).flatten(1))
+
+
 def patch_mse(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """Squared error, mean over the voxels of the hidden patches of a sample, then over samples (MAE, section 3).
 

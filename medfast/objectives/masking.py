@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 import medfast_kernels as mk
 from medfast.objectives.patches import Stride, per_axis
-from medfast.types import Key, Mask
+from medfast.types import Key, Mask, Masker
 
 _ROUNDINGS = {"ceil": math.ceil, "floor": math.floor}
 
@@ -132,6 +132,14 @@ def hidden_tokens(tokens: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
         return tokens, mask.where.flatten(1).to(tokens.dtype)
     index = mask.hidden.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
     return tokens.gather(1, index), torch.ones_like(mask.hidden, dtype=tokens.dtype)
+
+
+def drawn_ahead(mask: Masker, cells: tuple[int, ...]) -> dict[str, Callable[[Key], Tensor]]:
+    """``Objective.ahead`` of an objective with this masker: masks whose counts only their draw knows are drawn on the
+    host by the data pipeline, as ``targets["mask"]``. {} for others, and for those that attention guides."""
+    if getattr(mask, "even", True) or getattr(mask, "guided", False):
+        return {}
+    return {"mask": lambda key: mask(cells, key).where}
 
 
 def with_ids(mask: Mask) -> Mask:

@@ -6,7 +6,7 @@ is theirs and what is ours. No parity is claimed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from medfast.objectives.distillation import Sides, Term, distil_image
 from medfast.objectives.heads import ConvVoxels, Prototypes, Trunk
 from medfast.objectives.losses import Centres, masked_l1
-from medfast.objectives.masking import hidden_voxels
+from medfast.objectives.masking import drawn_ahead, hidden_voxels
 from medfast.objectives.options import chosen_weights, distilled_stage, momenta, positive
 from medfast.objectives.schedules import Points, cosine, piecewise, points
 from medfast.objectives.views import given_mask, grid_of, split_views, stack_valid, stack_views
-from medfast.types import Backbone, Batch, Features, Mask, Masker, Objective, Output, Teacher
+from medfast.types import Backbone, Batch, Features, Key, Mask, Masker, Objective, Output, Teacher
 
 WEIGHTS = {"image": 1.0, "recon": 0.6}
 
@@ -101,6 +101,9 @@ class MST(Objective):
     def cells(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """A cell of the mask is one token that [CLS] attends to."""
         return grid_of(size, self.backbone.strides[self.stage])
+
+    def ahead(self, size: tuple[int, ...]) -> dict[str, Callable[[Key], Tensor]]:
+        return drawn_ahead(self.mask, self.cells(size))
 
     def _look(self, batch: Batch, drop_path: bool) -> Look:
         volume, key = stack_views(batch, self.views)

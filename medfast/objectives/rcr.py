@@ -64,29 +64,18 @@ class RCR(Objective):
         seen = self.backbone(volume, key=key if self.training else None)
         losses, gauges = {}, {}
         if "recon" in self.weights:
-            whole, valid = torch.cat(tuple(_given(batch.targets, "uncut"))), stack_valid(batch)
+            whole, valid = torch.cat(tuple(planned(batch.targets, "uncut"))), stack_valid(batch)
             where = torch.ones_like(whole[:, 0], dtype=torch.bool) if valid is None else valid
             losses["recon"] = masked_l1(self._reconstruct(seen, volume), whole, where)
         if "rotation" in self.weights:
-            told = at_least_fp32(self.rotation(self._vector(seen, 0)))
-            turns = _given(batch.params, "rotation").T.flatten()  # (b, views), stacked view after view
+            told = at_least_fp32(self.rotation(view_vector(seen.stages[-1], self.read, 0)))
+            turns = planned(batch.params, "rotation").T.flatten()  # (b, views), stacked view after view
             losses["rotation"] = F.cross_entropy(told, turns)
             gauges["rotation_accuracy"] = (told.argmax(dim=1) == turns).to(torch.float32).mean()
         if "contrast" in self.weights:
-            z = F.normalize(at_least_fp32(self.contrast(self._vector(seen, 1))), dim=-1)
+            z = F.normalize(at_least_fp32(self.contrast(view_vector(seen.stages[-1], self.read, 1))), dim=-1)
             losses["contrast"] = nt_xent(z, groups_of(self), self.temperature)
         return Output({name: self.weights[name] * loss for name, loss in losses.items()}, gauges)
-
-    def _vector(self, seen: Features, cell: int) -> Tensor:
-        """(2 b, width): the mean token of the last stage, or its token number ``cell``."""
-        tokens = seen.stages[-1].flatten(1, -2)
-        if self.read == "mean":
-            return tokens.mean(dim=1)
-        if tokens.shape[1] <= cell:
-            raise ValueError(
-                'read="cells" takes two tokens of the last stage, and views of this size have one: use "mean"'
-            )
-        return tokens[:, cell]
 
     def _reconstruct(self, seen: Features, volume: Tensor) -> Tensor:
         return self.decoder(seen.stages[-1], tuple(volume.shape[2:]))
@@ -97,7 +86,7 @@ class RCR(Objective):
         if "recon" not in self.weights:
             return {}
         volume, _ = stack_views(batch, self.views)
-        whole = torch.cat(tuple(_given(batch.targets, "uncut")))
+        whole = torch.cat(tuple(planned(batch.targets, "uncut")))
         shown = {
             "mask": (volume != whole).any(dim=1),
             "reconstruction": self._reconstruct(self.backbone(volume), volume).float(),
@@ -110,9 +99,20 @@ class RCR(Objective):
         return {"student": self.backbone(stack_views(batch, self.views)[0]).stages[-1].flatten(0, -2)}
 
 
-def _given(named: Mapping, name: str):
+def view_vector(tokens: Tensor, read: str, cell: int) -> Tensor:
+    """(b, *grid, width) -> (b, width): the mean token for read="mean", else the one that has the number ``cell``."""
+    tokens = tokens.flatten(1, -2)
+    if read == "mean":
+        return tokens.mean(dim=1)
+    if tokens.shape[1] <= cell:
+        raise ValueError('read="cells" takes two tokens of the last stage, and views of this size have one: use "mean"')
+    return tokens[:, cell]
+
+
+def planned(named: Mapping, name: str):
+    """``named[name]``, which the data pipeline gives where it turns and cuts views; ValueError where it does not."""
     if name not in named:
         raise ValueError(
-            f"RCR reads {name!r} of the batch, which is not there: set data.rotate=true and data.cutout=true"
+            f"the objective reads {name!r} of the batch, which is not there: set data.rotate=true and data.cutout=true"
         )
     return named[name]

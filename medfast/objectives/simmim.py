@@ -5,6 +5,7 @@ Source: Xie et al., CVPR 2022, arXiv 2111.09886, and its public code. docs/paper
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,10 +13,10 @@ from torch import Tensor, nn
 
 from medfast.objectives.heads import Voxels
 from medfast.objectives.losses import masked_l1
-from medfast.objectives.masking import hidden_tokens, hidden_voxels
+from medfast.objectives.masking import drawn_ahead, hidden_tokens, hidden_voxels
 from medfast.objectives.options import distilled_stage
 from medfast.objectives.views import given_mask, grid_of, split_views, stack_valid, stack_views
-from medfast.types import Backbone, Batch, Features, Mask, Masker, Objective, Output
+from medfast.types import Backbone, Batch, Features, Key, Mask, Masker, Objective, Output
 
 
 class Look(NamedTuple):
@@ -58,6 +59,9 @@ class SimMIM(Objective):
     def cells(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """A cell of the mask is one token of ``stage``."""
         return grid_of(size, self.stride)
+
+    def ahead(self, size: tuple[int, ...]) -> dict[str, Callable[[Key], Tensor]]:
+        return drawn_ahead(self.mask, self.cells(size))
 
     def _look(self, batch: Batch, drop_path: bool) -> Look:
         volume, key = stack_views(batch, self.views)

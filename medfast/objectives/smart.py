@@ -6,7 +6,7 @@ Sources: SMART, arXiv 2310.01209v2; DAGMaN, arXiv 2604.14506. docs/papers/smart.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -17,11 +17,11 @@ import medfast_kernels as mk
 from medfast.objectives.distillation import Sides, Term, distil_image, distil_patches
 from medfast.objectives.heads import Prototypes, Trunk, Voxels
 from medfast.objectives.losses import Centres, masked_l1
-from medfast.objectives.masking import count_of, hidden_tokens, hidden_voxels, random_cells
+from medfast.objectives.masking import count_of, drawn_ahead, hidden_tokens, hidden_voxels, random_cells
 from medfast.objectives.options import chosen_weights, momenta, one_of, positive
 from medfast.objectives.schedules import Points, cosine, piecewise, points
 from medfast.objectives.views import given_mask, grid_of, split_views, stack_valid, stack_views
-from medfast.types import Backbone, Batch, Features, Mask, Masker, Objective, Output, Teacher
+from medfast.types import Backbone, Batch, Features, Key, Mask, Masker, Objective, Output, Teacher
 
 WEIGHTS = {"amip": 1.0, "ampd": 0.1, "aitd": 0.1, "gitd": 0.1}
 
@@ -170,6 +170,9 @@ class SMART(Objective):
     def cells(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """A cell of the mask is one token of the distilled stage."""
         return grid_of(size, self.backbone.strides[self.stage])
+
+    def ahead(self, size: tuple[int, ...]) -> dict[str, Callable[[Key], Tensor]]:
+        return drawn_ahead(self.mask, self.cells(size))
 
     def _look(self, batch: Batch, drop_path: bool) -> Look:
         """Steps 2 to 4 of an iteration: the noisy teacher looks, its attention makes the masks, the student looks."""

@@ -5,7 +5,7 @@ Source: Jiang et al., MICCAI 2022, arXiv 2205.10342, and its public code. docs/p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from medfast.objectives.distillation import Sides, Term, distil_image, distil_patches
 from medfast.objectives.heads import Prototypes, Trunk, Voxels
 from medfast.objectives.losses import Centres, masked_l1
-from medfast.objectives.masking import hidden_tokens, hidden_voxels
+from medfast.objectives.masking import drawn_ahead, hidden_tokens, hidden_voxels
 from medfast.objectives.options import chosen_weights, momenta, positive
 from medfast.objectives.schedules import Points, cosine, piecewise, points
 from medfast.objectives.views import given_mask, grid_of, split_views, stack_valid, stack_views
-from medfast.types import Backbone, Batch, Features, Mask, Masker, Objective, Output, Teacher
+from medfast.types import Backbone, Batch, Features, Key, Mask, Masker, Objective, Output, Teacher
 
 WEIGHTS = {"recon": 1.0, "patch": 0.1, "image": 0.1}
 
@@ -109,6 +109,9 @@ class SMIT(Objective):
     def cells(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """A cell of the mask is one token of the distilled stage."""
         return grid_of(size, self.backbone.strides[self.stage])
+
+    def ahead(self, size: tuple[int, ...]) -> dict[str, Callable[[Key], Tensor]]:
+        return drawn_ahead(self.mask, self.cells(size))
 
     def _look(self, batch: Batch, drop_path: bool) -> Look:
         volume, key = stack_views(batch, self.views)

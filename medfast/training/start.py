@@ -126,7 +126,9 @@ def _weights(path: Path, part: str) -> tuple[dict[str, Tensor], bool]:
 
     about = described(path)
     if about is not None and about["format"] != "medfast":
-        raise ValueError(f"init.from: {path.name} is in the format {about['format']!r}: turn it round with medfast import")
+        raise ValueError(
+            f"init.from: {path.name} has the format {about['format']!r}: turn it round with medfast import"
+        )
     return load_file(path), about is not None
 
 

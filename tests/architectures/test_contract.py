@@ -47,10 +47,8 @@ CASES = [
     Case("backbones", "resnet50", {"width": 8, "depths": (1, 1, 1, 1)}, masks=False),
     Case("networks", "nnformer", {**NNFORMER, "drop_path": 0.5, "depths": (1, 1), "deep_supervision": False}),
     Case("networks", "nnformer", {**NNFORMER, "depths": (2, 1), "deep_supervision": False, "bias_index": "legacy"}),
-    Case("networks", "dae_former", DAE, size=(19, 14), silent=(".keys.bias",)),
-    Case(
-        "networks", "dae_former", {**DAE, "skips": False, "coarse_blocks": False}, size=(19, 14), silent=(".keys.bias",)
-    ),
+    Case("networks", "dae_former", {**DAE, "coarse_blocks": False}, size=(19, 14), silent=(".keys.bias",)),
+    Case("networks", "dae_former", {**DAE, "skips": False}, size=(19, 14), silent=(".keys.bias",)),
     Case("networks", "swin_unetr", {**SWIN, "residual_convs": True}),
     Case("networks", "smit_unet", SWIN),
     Case("networks", "smit_unet", {**SWIN, "drop_path": 0.5, "norm": "instance", "skip_norm": "plain"}),

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from weights import count
 
 from medfast.architectures import BACKBONES, NETWORKS
-from medfast.architectures.dual_attention import ChannelAttention, efficient_attention
+from medfast.architectures.dual_attention import ChannelAttention, SkipCrossAttention, efficient_attention
 from medfast.architectures.names import DAE_FORMER, rename
 from medfast.types import Mask
 
@@ -60,13 +60,24 @@ def test_cost_is_linear_in_pixels():
 
         once = flops(128, 128)
         assert once > 1e9
-        assert flops(256, 256) == 4 * once and flops(128, 512) == 4 * once and flops(512, 512) == 16 * once
+        assert flops(256, 256) == 4 * once and flops(64, 512) == 2 * once
 
 
 def test_efficient_attention_is_the_full_matrix_reordered():
     q, k, v = torch.randn(3, 2, 5, 4, dtype=torch.float64)
     full = q.softmax(dim=-1) @ k.softmax(dim=1).transpose(1, 2) @ v  # (5, 5) first
     torch.testing.assert_close(efficient_attention(q, k, v), full)
+
+
+def test_a_skip_gives_keys_and_queries_and_the_coarse_map_values():
+    torch.manual_seed(0)
+    module = SkipCrossAttention(8, unread=False).double()
+    torch.nn.init.zeros_(module.mlp.fc2.weight)
+    x, skip = torch.randn(2, 1, 2, 3, 8, dtype=torch.float64)
+    value, key = module.norm1(x).flatten(1, 2), module.norm1(skip).flatten(1, 2)
+    read = key.softmax(dim=-1) @ key.softmax(dim=1).transpose(1, 2) @ value
+    expected = torch.cat((x, skip), dim=-1) + module.norm(module.reprojection(read.view(1, 2, 3, 8)))
+    torch.testing.assert_close(module(x, skip) - module.mlp.fc2.bias, expected)
 
 
 def test_channels_attend_to_channels_of_their_head():

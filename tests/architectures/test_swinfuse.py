@@ -6,6 +6,7 @@ from torch import nn
 from weights import count
 
 from medfast.architectures import BACKBONES, SwinFUSE, SwinUNet
+from medfast.architectures.names import SWINFUSE, rename
 from medfast.types import EncodesPairs, Key
 
 TINY = {"embed": 4, "depths": (1, 1), "heads": (1, 2), "window": 3}
@@ -47,6 +48,22 @@ def test_parameter_counts():
     assert [count(branch) for branch in code.dim.branches] == [21_242_880] * 2
     assert count(tokens) == 8_062_002 + 2 * (195 * 48 * 15 + 4 * 48) == 8_343_186
     assert [layer.heads for layer in paper.dim.branches[0]] == [3, 6, 12, 24]
+
+
+def test_names_and_shapes_of_the_codes_variant_are_the_public_codes():
+    with torch.device("meta"):
+        state = SwinFUSE(dim="code").state_dict()
+    theirs = {name: tuple(x.shape) for name, x in rename(state, SWINFUSE, export=True).items()}
+    assert rename(rename(state, SWINFUSE, export=True), SWINFUSE).keys() == state.keys()
+    assert {name.split(".")[0] for name in theirs} == {
+        "patch_embed",
+        "mh1",
+        "mh2",
+        *(f"layers{i}" for i in range(1, 5)),
+    }
+    assert theirs["mh1.in_proj_weight"] == (6912, 2304) and theirs["mh2.out_proj.bias"] == (2304,)
+    assert theirs["layers4.0.downsample.reduction.weight"] == (768, 3072)
+    assert theirs["layers1.0.blocks.1.mlp.linear1.weight"] == (192, 48)
 
 
 def test_queries_come_from_the_other_branch_and_the_embedding_is_multiplied():
@@ -112,7 +129,7 @@ def test_tokens_read_the_other_views_window_and_nothing_beyond():
 
 def test_a_decoder_takes_it_as_its_encoder():
     net = SwinUNet(SwinFUSE(**PLANES, taps="monai"), 2, "instance")
-    assert net(torch.randn(1, 1, *SIZE)).shape == (1, 2, *SIZE)
+    assert net(torch.randn(1, 1, 10, *SIZE[1:])).shape == (1, 2, 10, *SIZE[1:])
 
 
 def test_what_does_not_fit_is_refused():

@@ -33,7 +33,7 @@ def refused(folder):
 
 def test_slices_are_ordered_by_position_and_land_where_they_were(tmp_path):
     image = read(dicom_series(tmp_path / "s", VOLUME))
-    np.testing.assert_array_equal(values(image), VOLUME[:, ::-1, ::-1])  # LPS: rows run to posterior, columns to the left
+    np.testing.assert_array_equal(values(image), VOLUME[:, ::-1, ::-1])  # LPS
     np.testing.assert_allclose(image.spacing, [STEP, *PIXEL])
     assert image.orientation == "LPS" and image.notes == [] and image.modality == "CT"
     np.testing.assert_allclose(image.affine @ [0, SHAPE[1] - 1, SHAPE[2] - 1, 1], [20, 30, 5, 1])
@@ -84,7 +84,8 @@ def test_rescale_that_differs_by_slice(tmp_path):
     ({"ImagePositionPatient": None}, "position"), ({"PixelSpacing": [0.8, 0.9]}, "mixed-series"),
     ({"Rows": 22, "Columns": 80}, "mixed-series"), ({"NumberOfFrames": 3}, "multi-frame"),
     ({"SamplesPerPixel": 3}, "voxel-type"), ({"PixelData": b"\0" * 100}, "short-file"),
-    ({"Modality": "MR"}, "mixed-series"), ({"PixelSpacing": [0.0, 0.0]}, "position"), ({"PixelData": None}, "short-file"),
+    ({"Modality": "MR"}, "mixed-series"), ({"PixelSpacing": [0.0, 0.0]}, "position"),
+    ({"PixelData": None}, "short-file"),
 ])  # fmt: skip
 def test_one_bad_slice_refuses_the_series(tmp_path, tags, kind):
     folder = dicom_series(tmp_path / "s", VOLUME)

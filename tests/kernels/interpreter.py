@@ -1,6 +1,7 @@
 """Triton kernels in Triton's interpreter: the ``case_*`` functions of a test file, in a process of their own.
 
-The variable must be set before triton is imported, and a kernel with a bad address ends its process.
+The variable must be set before triton is imported, and a kernel with a bad address ends its process. Cases that are
+marked slow are left to ``make check``: the interpreter takes seconds for what a GPU does in microseconds.
 """
 
 import os
@@ -11,9 +12,10 @@ from contextlib import contextmanager
 import torch
 
 
-def run_cases(file: str) -> None:
+def run_cases(file: str, which: str = "not slow") -> None:
+    pytest = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-o", "python_functions=case_*", file],
+        [*pytest, "-o", "python_functions=case_*", "-m", which, file],
         env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0 and "skipped" not in done.stdout, done.stdout + done.stderr

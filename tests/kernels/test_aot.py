@@ -18,7 +18,7 @@ from medfast_kernels._triton import window, window_launch
 
 BUDGETS = Path(__file__).with_name("budgets.json")
 GOAL = {"forward": 11.0, "backward": 26.0}  # instructions per score of a window of 4^3, 16 bits
-SHIFTED = 1.5  # what address arithmetic and a branch add per score of shifted windows, their mask apart
+SHIFTED = 1.1  # what address arithmetic and a branch add per score of shifted windows, their mask apart
 SLACK = 1.05
 HELD = ("forward", "backward", "backward_queries", "backward_keys", "backward_bias")
 
@@ -47,7 +47,7 @@ CASES = {
     "dim 96": lambda: attend(96, shift=2),
     "dim 12, fp32": lambda: attend(12, torch.float32, shift=2),
 }  # fmt: skip
-QUICK = ("dim 12, shift 0", "dim 24, shift 2", "dim 16, window 7")
+QUICK = ("dim 12, shift 2",)
 
 
 def scores(case):

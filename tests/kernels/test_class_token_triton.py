@@ -8,10 +8,20 @@ import medfast_kernels as mk
 from medfast_kernels import _dispatch
 
 SHAPES = [(1, 1, 1, 1), (2, 10, 3, 8), (3, 65, 5, 64), (1, 300, 2, 12), (2, 130, 1, 100)]  # b, n, heads, dim
+SWEEP = [
+    pytest.param(shape, dtype, marks=() if (i, dtype) in ((1, torch.float16), (2, torch.float32)) else pytest.mark.slow)
+    for i, shape in enumerate(SHAPES)
+    for dtype in (torch.float32, torch.float16)
+]
 
 
 def test_in_the_interpreter():
     run_cases(__file__)
+
+
+@pytest.mark.slow
+def test_more_of_it_in_the_interpreter():
+    run_cases(__file__, "slow")
 
 
 def inputs(shape, dtype):
@@ -33,8 +43,7 @@ def run(operator, shape, dtype, compute, scale=None):
     return [out, attention], list(torch.autograd.grad((out, attention), tensors, grads))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "dtype"), SWEEP)
 def case_values_and_gradients(shape, dtype):
     with mk.backend("triton"), poisoned_memory():
         got, again = (run(mk.class_attention, shape, dtype, dtype, scale=0.4) for _ in range(2))
@@ -57,6 +66,7 @@ def case_one_gradient_alone():
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def case_large_logits():
     q, k, v = (x.float() for x in inputs(SHAPES[3], torch.float32)[0])
     with mk.backend("triton"):
@@ -75,6 +85,7 @@ def case_fp64_and_second_derivatives_are_refused():
         grad.sum().backward()
 
 
+@pytest.mark.slow
 def case_opcheck_and_a_whole_graph():
     q, k, v = (x.requires_grad_() for x in inputs((2, 9, 3, 8), torch.float32)[0])
     torch.library.opcheck(getattr(torch.ops, _dispatch.NAMESPACE).class_attention_triton, (q, k, v, 0.3))

@@ -11,10 +11,16 @@ from medfast_kernels import _dispatch
 LARGE = ("wide", "one volume", "one position, a share")  # for the interpreter
 CASES = [(name, torch.float32) for name in NAMED if name not in LARGE]
 CASES += [(name, torch.float16) for name in ("heavier negatives", "in the exponent", "a share")]
+QUICK = (("in the exponent", torch.float32), ("heavier negatives", torch.float16), ("a share", torch.float32))
 
 
 def test_in_the_interpreter():
     run_cases(__file__)
+
+
+@pytest.mark.slow
+def test_more_of_it_in_the_interpreter():
+    run_cases(__file__, "slow")
 
 
 def triton(z, **options):
@@ -34,11 +40,14 @@ def compare(case, dtype):
     hold(got[1:], eager[1:], exact[1:], 3, condition=max(4.0, largest) if dtype == torch.float32 else 4.0)
 
 
-@pytest.mark.parametrize(("name", "dtype"), CASES)
+@pytest.mark.parametrize(
+    ("name", "dtype"), [c if c in QUICK else pytest.param(*c, marks=pytest.mark.slow) for c in CASES]
+)
 def case_named(name, dtype):
     compare(NAMED[name], dtype)
 
 
+@pytest.mark.slow
 def case_tiles_that_meet_and_tiles_that_do_not(monkeypatch):
     """Tiles of 16: most hold no two tokens of one position, and wrap from a volume into the next."""
     from medfast_kernels._triton import contrast
@@ -60,6 +69,7 @@ def case_what_does_not_fit_is_refused():
         grad.sum().backward()
 
 
+@pytest.mark.slow
 def case_bf16_is_widened_in_the_interpreter():
     z, options = arguments(NAMED["two crops of a volume"], torch.bfloat16)
     loss, grad = value_and_gradient(triton, z, options)
@@ -68,6 +78,7 @@ def case_bf16_is_widened_in_the_interpreter():
     assert grad.dtype == torch.bfloat16 and (grad.double() - exact[1]).abs().max() < 0.01 * exact[1].abs().max()
 
 
+@pytest.mark.slow
 def case_opcheck_and_a_whole_graph():
     z, options = arguments(NAMED["plain"], torch.float32)
     operator = getattr(torch.ops, _dispatch.NAMESPACE).token_contrast_triton

@@ -18,10 +18,16 @@ OPTIONS = {
     "a share of hints each": (0.7, {"hint": 0.5, "hint_ratio": torch.tensor([0.0, 0.5, 1.0])}),
     "a ratio each, top hints": (torch.tensor([0.5, 0.1, 0.9]), {"hint": 0.2, "hint_mode": "top"}),
 }  # fmt: skip
+QUICK = ("low", "random hints", "a ratio each, top hints")
 
 
 def test_in_the_interpreter():
     run_cases(__file__)
+
+
+@pytest.mark.slow
+def test_more_of_it_in_the_interpreter():
+    run_cases(__file__, "slow")
 
 
 def rows(kind, n, dtype):
@@ -34,12 +40,12 @@ def rows(kind, n, dtype):
     return x
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in OPTIONS])
 def case_same_bits(name):
     ratio, options = OPTIONS[name]
     names = ["reference", *(["cpp"] if _dispatch.WHY_NO_CPP is None else [])]
     sizes = [(61, "ties", torch.float16), (300, "any", torch.float32)]
-    if name == "random hints":
+    if name == "few hints":
         sizes += [(1, "ties", torch.float32), (257, "any", torch.bfloat16), (4100, "ties", torch.float32)]
     for n, kind, dtype in sizes:
         attention = rows(kind, n, dtype)
@@ -52,6 +58,7 @@ def case_same_bits(name):
                 assert (a is b is None) or (a.dtype == b.dtype and torch.equal(a, b)), (n, other)
 
 
+@pytest.mark.slow
 def case_strided_rows_and_no_rows():
     wide = torch.rand(4, 3, 40)
     for attention in (wide[:, 1, 3:], wide[:, 0].t(), wide[:0, 0]):

@@ -65,7 +65,7 @@ CASES = {
     "drop and restore, bf16": drop_and_restore,
     "draws": draws,
 }
-QUICK = ("contrast, bf16", "mask of 4096")
+QUICK = ("contrast, bf16",)
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,11 @@ def test_in_the_interpreter():
     run_cases(__file__)
 
 
+@pytest.mark.slow
+def test_more_of_it_in_the_interpreter():
+    run_cases(__file__, "slow")
+
+
 def others():
     return ["reference", *(["cpp"] if _dispatch.WHY_NO_CPP is None else [])]
 
@@ -33,7 +38,9 @@ def same(draw):
     return got
 
 
-@pytest.mark.parametrize("name", KEYS)
+@pytest.mark.parametrize(
+    "name", ["full words", *[pytest.param(n, marks=pytest.mark.slow) for n in ("plain", "a stream each")]]
+)
 def case_same_bits(name):
     key = KEYS[name]
     for count in (0, 1, 4, 1023, 1025):
@@ -41,10 +48,12 @@ def case_same_bits(name):
         same(lambda count=count: mk.random_uniform((count, 1), key=key))
 
 
-@pytest.mark.parametrize("name", KEYS)
+@pytest.mark.parametrize(
+    "name", ["full words", *[pytest.param(n, marks=pytest.mark.slow) for n in ("plain", "a stream each")]]
+)
 def case_same_choices(name):
     key = KEYS[name]
-    for n, count in ((0, 0), (1, 1), (9, 0), (9, 9), (300, 77), (5000, 4999)):
+    for n, count in ((0, 0), (1, 1), (9, 0), (9, 9), (300, 77), *([(5000, 4999)] if name == "plain" else [])):
         ids = same(lambda n=n, count=count: mk.random_ids(n, count, key=key))
         assert ids.shape == (len(key.sample), count)
     many = key._replace(sample=torch.arange(1000), stream=3)
@@ -52,6 +61,7 @@ def case_same_choices(name):
         same(lambda rate=rate: mk.random_keep(rate, key=many))
 
 
+@pytest.mark.slow
 def case_ties_of_words():
     """Equal words are rare: here the kernel is given some outright."""
     from medfast_kernels._triton import random_selection as kernels
@@ -64,6 +74,7 @@ def case_ties_of_words():
         assert torch.equal(out, order[:count].sort().values)
 
 
+@pytest.mark.slow
 def case_normal_numbers():
     for key in KEYS.values():
         for shape in (1, (3, 5), 1500):

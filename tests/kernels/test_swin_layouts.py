@@ -91,7 +91,9 @@ def test_reasons():
 
     assert "gate added" in each(lambda block: setattr(block.attn, "gate", nn.Linear(8, 8)))
     assert "mlp missing" in each(lambda block: delattr(block, "mlp"))
-    assert "forward hooks" in each(lambda block: block.attn.register_forward_hook(lambda *_: None))
+    for kind in ("forward", "forward_pre", "full_backward", "full_backward_pre"):
+        hook = lambda block, kind=kind: getattr(block.attn, f"register_{kind}_hook")(lambda *_: None)  # noqa: E731
+        assert "hooks are registered" in each(hook)
     assert "relative_position_index is not" in each(lambda block: block.attn.relative_position_index.add_(1))
     assert "qkv is a Bilinear" in each(lambda block: setattr(block.attn, "qkv", nn.Bilinear(8, 8, 24)))
     assert "an entry per axis" in each(lambda block: setattr(block, "window_size", 4))

@@ -8,10 +8,20 @@ import medfast_kernels as mk
 from medfast_kernels import _dispatch, _tokens
 
 SHAPES = [(1, 1, 1, 1), (2, 10, 3, 8), (2, 33, 0, 130), (2, 17, 17, 200), (5, 40, 21, 16)]  # b, n, count, dim
+SWEEP = [
+    pytest.param(shape, dtype, wide, marks=() if (i, wide) in ((1, True), (2, False)) else pytest.mark.slow)
+    for i, shape in enumerate(SHAPES)
+    for dtype, wide in ((torch.float32, False), (torch.float16, False), (torch.float16, True))
+]
 
 
 def test_in_the_interpreter():
     run_cases(__file__)
+
+
+@pytest.mark.slow
+def test_more_of_it_in_the_interpreter():
+    run_cases(__file__, "slow")
 
 
 def inputs(shape, dtype, wide):
@@ -38,8 +48,7 @@ def run(operators, shape, dtype, compute, wide=False):
     return out, [*torch.autograd.grad(out[:2], tensors, grads), *torch.autograd.grad(out[2], x, grads[0])]
 
 
-@pytest.mark.parametrize(("dtype", "wide"), [(torch.float32, False), (torch.float16, False), (torch.float16, True)])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "dtype", "wide"), SWEEP)
 def case_values_and_gradients(shape, dtype, wide):
     with mk.backend("triton"), poisoned_memory():
         got, again = (run(mk, shape, dtype, dtype, wide) for _ in range(2))
@@ -50,6 +59,7 @@ def case_values_and_gradients(shape, dtype, wide):
     assert all(torch.equal(a, b) for one, two in zip(got, again, strict=True) for a, b in zip(one, two, strict=True))
 
 
+@pytest.mark.slow
 def case_several_tiles_to_a_program(monkeypatch):
     """As for a large volume: the gradient of the fill token."""
     from medfast_kernels._triton import tokens
@@ -77,6 +87,7 @@ def case_ids_out_of_range_touch_nothing():
     assert torch.equal(restored, torch.cat((y[:, :1], fill.expand(1, 4, 3)), 1))
 
 
+@pytest.mark.slow
 def case_second_derivatives():
     ids, tensors, _ = inputs((2, 7, 3, 4), torch.float32, False)
     results = []

@@ -57,8 +57,9 @@ def test_any_problem(case):
     exact = values_and_gradients(mk.reference.window_attention, *rounded(qkv, bias, options, torch.float64))
     low = rounded(qkv, bias, options, torch.float32)
     results = [values_and_gradients(operator, *low) for operator in (cpp, mk.reference.window_attention)]
+    largest = max(1.0, *(x.abs().max().item() for x in exact))
+    few = 100 * torch.finfo(torch.float32).eps * largest  # of rounding: where terms cancel, eager is right by chance
     for i, (ours, theirs, truth) in enumerate(zip(*results, exact, strict=True)):
-        few = 16 * torch.finfo(torch.float32).eps * truth.abs().max().clamp_min(1.0)  # eager may be right by chance
         assert (ours - truth).abs().max() <= (3 if i else 2) * (theirs - truth).abs().max() + few
 
 

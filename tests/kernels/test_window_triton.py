@@ -36,10 +36,20 @@ LARGE = {  # windows of more than one tile
                  "dropout": 0.3, "bias": "dense"},
 }  # fmt: skip
 NAMES = [*SMALL, *[f"large, {name}" for name in LARGE]]
+QUICK = {("stage one", torch.float16), ("padded, live", torch.float32), ("padded, masked", torch.float16),
+         ("clipped, sliced", torch.float32), ("dropout by fours", torch.float32), ("keep", torch.float32),
+         ("large, live", torch.float32)}  # fmt: skip
+SWEEP = [pytest.param(name, dtype, marks=() if (name, dtype) in QUICK else pytest.mark.slow)
+         for name in NAMES for dtype in (torch.float32, torch.float16)]  # fmt: skip
 
 
 def test_in_the_interpreter():
     run_cases(__file__)
+
+
+@pytest.mark.slow
+def test_more_of_it_in_the_interpreter():
+    run_cases(__file__, "slow")
 
 
 def the_case(name):
@@ -61,8 +71,7 @@ def outputs(operator, case, dtype, compute):
     return [out.detach(), *torch.autograd.grad(out, list(tensors.values()), weight.to(dtype).to(compute))]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "dtype"), SWEEP)
 def case_values_and_gradients(name, dtype):
     case = the_case(name)
     with mk.backend("triton"), poisoned_memory():
@@ -70,9 +79,13 @@ def case_values_and_gradients(name, dtype):
     eager = outputs(mk.reference.window_attention, case, dtype, dtype)
     exact = outputs(mk.reference.window_attention, case, dtype, torch.float64)
     hold(got[:1], eager[:1], exact[:1], 2)
-    hold(got[1:], eager[1:], exact[1:], 3, condition=8.0)  # weights made again of a sum that was rounded
+    tensors = len(got) - (case.get("scale") == "heads")
+    hold(got[1:tensors], eager[1:tensors], exact[1:tensors], 3)
+    # the gradient of a scale: one sum over all scores, most of which cancels
+    hold(got[tensors:], eager[tensors:], exact[tensors:], 3, condition=8.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stage one", "large, by fours"])
 def case_same_bits_every_time(name):
     with mk.backend("triton"):
@@ -80,6 +93,7 @@ def case_same_bits_every_time(name):
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dropout", "dropout by fours", "large, by fours"])
 def case_dropout_takes_the_bits_of_the_reference(name):
     """Equal scores make equal weights, and values that are powers of two tell which of them stayed."""
@@ -96,6 +110,7 @@ def case_dropout_takes_the_bits_of_the_reference(name):
         torch.testing.assert_close(got, mk.reference.window_attention(qkv, **options), rtol=1e-6, atol=0)
 
 
+@pytest.mark.slow
 def case_dropped_samples_are_not_read():
     for case in (SMALL["keep"], {**LARGE["masked"], "dropout": 0.0}):
         tensors, options = copies(case, torch.float32, torch.float32)
@@ -108,6 +123,7 @@ def case_dropped_samples_are_not_read():
         assert all(x.isfinite().all() for x in (out, *grads))
 
 
+@pytest.mark.slow
 def case_any_strides():
     qkv, bias, options = arguments(SMALL["stage one"], torch.float32)
     strided = qkv.detach().movedim(-1, 1).contiguous().movedim(1, -1)
@@ -118,6 +134,7 @@ def case_any_strides():
             torch.testing.assert_close(mk.window_attention(view, bias, **options), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def case_offsets_of_64_bits(monkeypatch):
     """Forced on a small volume."""
     from medfast_kernels._triton import window_plan
@@ -136,6 +153,7 @@ def case_what_has_no_kernel_says_so():
     assert mk.window_attention(qkv, window=2).shape == (1, 4, 4, 13)
 
 
+@pytest.mark.slow
 def case_second_derivatives_are_refused():
     tensors, options = copies(SMALL["dropout"], torch.float32, torch.float32)
     with mk.backend("triton"):
@@ -145,7 +163,7 @@ def case_second_derivatives_are_refused():
         grad.sum().backward()
 
 
-@pytest.mark.parametrize("name", ["dropout", "large, by fours"])
+@pytest.mark.parametrize("name", ["dropout", pytest.param("large, by fours", marks=pytest.mark.slow)])
 def case_opcheck(name):
     from medfast_kernels import _window
     from medfast_kernels._triton import window
@@ -159,6 +177,7 @@ def case_opcheck(name):
     torch.library.opcheck(operator, window.arguments(problem), test_utils=checks)
 
 
+@pytest.mark.slow
 def case_compiles_whole():
     torch._dynamo.reset()
     case = SMALL["dropout"]

@@ -34,7 +34,7 @@ def test_a_box_has_the_volume_and_the_shape_that_were_drawn():
         if box is None:
             continue
         sides = [s.stop - s.start for s in box]
-        assert all(0 <= s.start and s.stop <= 16 for s in box)
+        assert all(s.start >= 0 and s.stop <= 16 for s in box)
         depth = (100.0 / torch.tensor(sides[1:]).double().div(sides[0]).prod().item()) ** (1 / 3)
         assert abs(depth - sides[0]) < 1.6  # each side is rounded on its own
         assert all(0.3 / 1.5 < side / sides[0] < 1.5 / 0.3 for side in sides[1:])
@@ -77,7 +77,13 @@ def test_ratios_are_drawn_and_some_samples_stay_whole():
 
 
 def test_wrong_arguments_are_refused():
-    for wrong in ({"ratio": 1.2}, {"ratio": [0.5, 0.1]}, {"masked": 2.0}, {"aspect": (0.0, 1.0)}, {"aspect": (2.0, 1.0)}):
+    for wrong in (
+        {"ratio": 1.2},
+        {"ratio": [0.5, 0.1]},
+        {"masked": 2.0},
+        {"aspect": (0.0, 1.0)},
+        {"aspect": (2.0, 1.0)},
+    ):
         with pytest.raises(ValueError):
             BlockMask(**wrong)
     with pytest.raises(ValueError, match="sample"):

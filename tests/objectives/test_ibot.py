@@ -124,6 +124,8 @@ def test_block_masks_come_with_the_batch_and_are_those_of_forward(tiny):
     ahead = o(tiny.batch(3, slots=[4, 0, 9], targets={"mask": given}), T)
     for loss, value in o(batch, T).losses.items():
         assert torch.equal(value, ahead.losses[loss])
+    for other in (tiny.smit(BlockMask(0.3)), tiny.smart(mask=BlockMask(0.3))):
+        assert torch.equal(other.ahead(tiny.size)["mask"](batch.key.stack(2)), torch.cat(given))
     assert build(tiny, "attmask").ahead(tiny.size) == {} == build(tiny, "ibot", mask=RandomMask(0.3)).ahead(tiny.size)
 
 
@@ -179,6 +181,12 @@ def test_what_cannot_work_is_refused(tiny):
             IBOT(tiny.Backbone(None), **SMALL, **settings)
     with pytest.raises(ValueError, match="CLS"):
         OBJECTIVES["attmask"](tiny.Backbone(None), RandomMask(), **SMALL)
-    for wrong in ({"stage": 3}, {"image": ["mean"]}, {"heads": "none"}, {"teacher_drop": 1.5}, {"weights": {"recon": 1}}):
+    for wrong in (
+        {"stage": 3},
+        {"image": ["mean"]},
+        {"heads": "none"},
+        {"teacher_drop": 1.5},
+        {"weights": {"recon": 1}},
+    ):
         with pytest.raises(ValueError):
             IBOT(tiny.Backbone(None), RandomMask(), **SMALL, **wrong)

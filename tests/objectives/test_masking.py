@@ -130,7 +130,9 @@ def test_attmask_draws_one_ratio_a_step_and_leaves_some_samples_whole():
     counts = mask((5, 5, 8), Key(5, 2, torch.arange(20)).stack(2), weights).where.flatten(1).sum(1)
     (count,) = set(counts.tolist()) - {0}  # one ratio for all samples and both views
     assert 20 <= count <= 100 and 8 <= (counts == 0).sum() <= 32
-    steps = {mask((5, 5, 8), Key(5, s, torch.arange(40)), weights).where.flatten(1).sum(1).max().item() for s in range(9)}
+    steps = {
+        mask((5, 5, 8), Key(5, s, torch.arange(40)), weights).where.flatten(1).sum(1).max().item() for s in range(9)
+    }
     assert len(steps) > 5
     part = mask((5, 5, 8), Key(5, 2, torch.arange(7, 20)), weights[7:20])
     assert part.hidden is None and part.where.flatten(1).sum(1).tolist() == counts[7:20].tolist()
@@ -139,7 +141,9 @@ def test_attmask_draws_one_ratio_a_step_and_leaves_some_samples_whole():
 def test_attmask_hints_have_a_ratio_of_their_own():
     weights, shown = attention(b=1, n=1000), []
     for step in range(12):
-        drawn = AttentionMask((0.2, 0.6), hint=0.2, hint_mode="random")((10, 10, 10), Key(1, step, torch.arange(1)), weights)
+        drawn = AttentionMask((0.2, 0.6), hint=0.2, hint_mode="random")(
+            (10, 10, 10), Key(1, step, torch.arange(1)), weights
+        )
         top = weights.argsort(1, descending=True)[0, :200]
         shown.append(((~drawn.where.flatten()[top]).sum().item(), drawn.where.sum().item()))
     for hints, hidden in shown:

@@ -32,7 +32,9 @@ def logits(x, p):
 
 def decoded(tokens, p):
     """(4, 4, 4, c) tokens to (32, 32, 32) voxels."""
-    x = F.gelu(F.conv3d(tokens.permute(3, 0, 1, 2)[None], p["decoder.coarse.weight"], p["decoder.coarse.bias"], padding=1))
+    x = F.gelu(
+        F.conv3d(tokens.permute(3, 0, 1, 2)[None], p["decoder.coarse.weight"], p["decoder.coarse.bias"], padding=1)
+    )
     x = F.interpolate(x, size=(16, 16, 16), mode="trilinear")
     x = F.gelu(F.conv3d(x, p["decoder.fine.weight"], p["decoder.fine.bias"], padding=1))[0].permute(1, 2, 3, 0)
     x = x @ p["decoder.voxels.linear.weight"].T + p["decoder.voxels.linear.bias"]

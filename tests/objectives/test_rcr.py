@@ -49,9 +49,9 @@ def by_hand(o, batch, group, read):
         for i in range(b):
             tokens = maps[v][i].flatten(0, 2)
             first, second = (tokens[0], tokens[1]) if read == "cells" else (tokens.mean(0), tokens.mean(0))
-            recon = recon + (restored(maps[v][i], p) - batch.targets["uncut"][v][i, 0]).abs().sum() / (
-                32**3 + 1e-5
-            ) / (2 * b)
+            recon = recon + (restored(maps[v][i], p) - batch.targets["uncut"][v][i, 0]).abs().sum() / (32**3 + 1e-5) / (
+                2 * b
+            )
             told = (p["rotation.weight"] @ first + p["rotation.bias"]).exp()
             rotation = rotation - (told[batch.params["rotation"][i, v]] / told.sum()).log() / (2 * b)
             vector = p["contrast.weight"] @ second + p["contrast.bias"]
@@ -135,7 +135,9 @@ def test_gradients_reach_every_parameter_and_weights_0_remove_terms(tiny, off):
     sum(out.losses.values()).backward()
     # what is added before an instance norm goes away in it
     idle = [name for name, p in o.named_parameters() if p.grad is None]
-    assert idle == [] and o.needs == frozenset({"recon": "uncut", "rotation": "rotation"}[x] for x in out.losses if x != "contrast")
+    assert idle == [] and o.needs == frozenset(
+        {"recon": "uncut", "rotation": "rotation"}[x] for x in out.losses if x != "contrast"
+    )
     assert ("reconstruction" in o.picture(given)) == (off != "recon")
 
 

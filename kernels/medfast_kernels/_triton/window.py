@@ -14,6 +14,7 @@ from .registration import no_derivative, operator
 
 DIMS = (8, 12, 16, 24, 32, 48, 64, 96)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_LONGEST = 511  # axis of a window whose mask the kernels can tell
 _SMALLEST_SCALE = 1e-6  # of a float: below it, and below zero, the kernels need to look at the sign
 _OPTIONS = (
     "Tensor qkv, Tensor? bias, Tensor? scale, Tensor? pad_value, Tensor? keep, Tensor? counter, "
@@ -29,6 +30,8 @@ def unfit(problem: Problem) -> dict[str, str]:
         return {"triton": f"it computes in float32, float16 and bfloat16, qkv is {str(dtype).removeprefix('torch.')}"}
     if dim not in DIMS:
         return {"triton": f"it has kernels of head dims {', '.join(map(str, DIMS))}, this one is {dim}"}
+    if max(problem.window) > _LONGEST:
+        return {"triton": f"it takes windows of at most {_LONGEST} tokens along an axis, this one is {problem.window}"}
     return {}
 
 

@@ -51,8 +51,8 @@ def config(operator: str, dim: int, tokens: int, dtype: torch.dtype, device: tor
 
 def _rule(operator: str, dim: int, dtype: torch.dtype) -> Config:
     wide = dim > 32 or dtype == torch.float32
-    if operator == "window_attention":
-        return Config(8 if wide else 4, 2 if dim <= 16 else 1, 2 if wide else 4)
+    if operator == "window_attention":  # 12: whole rounds, be it three (sm_80) or four (sm_90) that have registers
+        return Config(8 if wide else 4, 2 if dim <= 16 else 1, 2 if wide else 12)
     return Config(8 if wide else 4, 1, 1 if wide else 2)
 
 

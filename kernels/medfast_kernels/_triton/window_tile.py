@@ -12,6 +12,7 @@ from .philox import block_of, unit, word_of
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+BEYOND = tl.constexpr(1 << 29 | 1 << 19 | 1 << 9)
 NORM_FLOOR = tl.constexpr(1e-12)
 SCALE_FLOOR = tl.constexpr(1e-20)  # a bias divided by it is still finite in fp32
 
@@ -54,15 +55,19 @@ def places(n, MODE: tl.constexpr):
 
 
 @triton.jit
+def cyclic(at, end):
+    """``at`` in [0, 2 end) modulo ``end``."""
+    return tl.where(at >= end, at - end, at)
+
+
+@triton.jit
 def locate(n, z, y, x, geo, MODE: tl.constexpr):
     """Place on the grid of tokens ``n`` of window (z, y, x)."""
     iz, iy, ix = places(n, MODE)
     z, y, x = z * MODE.window[0] + iz, y * MODE.window[1] + iy, x * MODE.window[2] + ix
     if MODE.shifted:
         z, y, x = z + geo.shift[0], y + geo.shift[1], x + geo.shift[2]
-        z = tl.where(z >= geo.padded[0], z - geo.padded[0], z)
-        y = tl.where(y >= geo.padded[1], y - geo.padded[1], y)
-        x = tl.where(x >= geo.padded[2], x - geo.padded[2], x)
+        z, y, x = cyclic(z, geo.padded[0]), cyclic(y, geo.padded[1]), cyclic(x, geo.padded[2])
     return z, y, x
 
 
@@ -85,13 +90,12 @@ def tokens(n, z, y, x, geo, MODE: tl.constexpr):
 
 @triton.jit
 def wrapped(n, reach, MODE: tl.constexpr):
-    """A bit per axis: whether tokens ``n`` of a window lie beyond the end of the grid."""
+    """In the bits BEYOND, one per axis: whether tokens ``n`` of a window lie beyond the end of the grid.
+
+    reach: of each axis 512 - window + shift, in ten bits, so that one addition carries all three into their bit.
+    """
     iz, iy, ix = places(n, MODE)
-    wrapped_z, wrapped_y = (
-        (iz + reach[0] >= MODE.window[0]).to(tl.int32),
-        (iy + reach[1] >= MODE.window[1]).to(tl.int32),
-    )
-    return wrapped_z * 4 + wrapped_y * 2 + (ix + reach[2] >= MODE.window[2]).to(tl.int32)
+    return (iz << 20 | iy << 10 | ix) + reach
 
 
 @triton.jit
@@ -104,12 +108,11 @@ def seen(scores, i, j, z, y, x, geo, MODE: tl.constexpr):
         if at_edge(z, y, x, geo, MODE):
             i = tl.minimum(i, MODE.tokens - 1)
             # the shift of the last windows, 0 of the others: nothing that registers could hold from window to window
-            reach = (
-                geo.shift[0] * (z + 1 == geo.counts[0]).to(tl.int32),
-                geo.shift[1] * (y + 1 == geo.counts[1]).to(tl.int32),
-                geo.shift[2] * (x + 1 == geo.counts[2]).to(tl.int32),
-            )
-            blind = wrapped(i, reach, MODE)[:, None] != wrapped(j, reach, MODE)[None, :]
+            reach_z = 512 - MODE.window[0] + geo.shift[0] * (z + 1 == geo.counts[0]).to(tl.int32)
+            reach_y = 512 - MODE.window[1] + geo.shift[1] * (y + 1 == geo.counts[1]).to(tl.int32)
+            reach_x = 512 - MODE.window[2] + geo.shift[2] * (x + 1 == geo.counts[2]).to(tl.int32)
+            reach = (reach_z << 20) + (reach_y << 10) + reach_x
+            blind = (wrapped(i, reach, MODE)[:, None] ^ wrapped(j, reach, MODE)[None, :]) & BEYOND != 0
             if MODE.masked:
                 jz, jy, jx = locate(j, z, y, x, geo, MODE)
                 blind = blind | (~inside(jz, jy, jx, geo)[None, :] & (i[:, None] != j[None, :]))

@@ -131,8 +131,8 @@ def unfit_attention(attention: Any, anatomy: set[str], dropout: float | None = N
             f"attention dropout {rate} draws from torch's generator, which the operator does not: build the model "
             "with 0, or set it to 0 before for a model that only evaluates"
         )
-    if attention._forward_hooks or attention._forward_pre_hooks:
-        return "forward hooks are registered on it, and would see a map where they expect windows: remove them before"
+    if any(getattr(attention, f"_{when}_hooks") for when in ("forward_pre", "forward", "backward_pre", "backward")):
+        return "hooks are registered on it, and would see a map where they expect windows: remove them before"
     return _unfit_index(attention)
 
 

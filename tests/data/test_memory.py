@@ -1,0 +1,18 @@
+"""Memory of a worker follows the formula of docs/data.md; measured on a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_a_worker_holds_the_volume_once():
+    shape, slab = (300, 256, 256), 2**19
+    program = [sys.executable, str(Path(__file__).parent / "memory.py"), *map(str, shape), str(slab)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=True)
+    voxels, file, grown, stored = json.loads(done.stdout)
+    held, planes = 2 * voxels, 4 * shape[0] * stored[1] * stored[2]
+    assert voxels == 300 * 256 * 256 and stored == [150, 100, 100]
+    assert grown < max(held, held + planes) + 16e6, "the file itself was there before the measurement"
