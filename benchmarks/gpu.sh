@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Build, check and time on one GPU whatever there is, in one call of under ten minutes, the most valuable rows first.
-#   MEDFAST_COMMIT=abc1234 MEDFAST_RESULTS=$OUT bash benchmarks/gpu.sh      # both only where there is no git folder
+#   MEDFAST_COMMIT=abc1234 MEDFAST_RESULTS=$OUT MEDFAST_CACHE=$OUT bash benchmarks/gpu.sh
+# The commit where there is no git folder; folders for the rows and for the verdict of `qualify` where not the usual ones.
 # Needs torch with CUDA, Triton, nvcc with a C++ compiler (else there are no rows of backend cuda), and PyYAML for the
 # last rows (else they are left out). No MONAI. A row is in its file as soon as it exists; a step that is red, or that
 # time has run out for, is named at the end.

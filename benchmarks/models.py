@@ -18,6 +18,7 @@ import os
 import resource
 import subprocess
 import sys
+from typing import Any
 
 import torch
 from rows import ROOT, append, environment
@@ -31,7 +32,7 @@ BY_LABEL = {model.label: model for model in MODELS}
 
 
 def volume(net: torch.nn.Module, model: Model, size: int, device: str) -> torch.Tensor:
-    channels = getattr(net, "encoder", net).in_channels
+    channels: Any = getattr(net, "encoder", net).in_channels
     return torch.randn(1, channels, *(size,) * (2 if model.flat else 3), device=device)
 
 

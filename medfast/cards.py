@@ -121,6 +121,9 @@ _LOADERS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "monai_unetr": _unetr,
     "smit": _public("Trans_Unetr(config, ...) of the public SMIT code, with the sizes above"),
     "nnformer": _public("nnFormer(...) of the public nnFormer code, with the sizes above"),
+    "swinfuse": _public("SwinTransformerCoAttn(...) of the public SwinFUSE code, with the sizes above"),
+    "dae_former": _public("DAEFormer(...) of the public DAE-Former code, with the sizes above"),
+    "med3d": _public("resnet50(...) of the public MedicalNet code"),
 }
 
 
@@ -139,6 +142,6 @@ def _notes(kind: str, section: Mapping[str, Any], match: Match) -> list[str]:
         )
     if kind == "smit" and given["window_order"] != "smit_code":
         notes.append("The public code puts windows back where they were not, so it computes something else with these.")
-    if kind in ("smit", "nnformer"):
+    if not kind.startswith(("medfast", "monai")):
         notes.append("Names and shapes follow the public code; outputs were not compared, since it is on no index.")
     return notes

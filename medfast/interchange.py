@@ -46,7 +46,7 @@ def import_weights(
     section = {**section, **{name: value for name, value in how.settings.items() if name not in section}}
     module = config.build_backbone(section)
     given, outside = interop.to_ours(read_weights(path), kind, section["name"])
-    match = interop.fill(module, given, outside, partial=partial)
+    match = interop.fill(module, given, outside, how.names.unread, partial=partial)
     say(str(match))
     about = _about(section, {"format": kind, "sha256": _sha256(path)})
     beside = out.parent / CONFIG

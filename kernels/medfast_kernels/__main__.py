@@ -37,7 +37,7 @@ def table() -> None:
 def qualify(operators: tuple[str, ...]) -> None:
     from ._qualify import qualify
 
-    for device in devices():
+    for device in reversed(devices()):  # a GPU before the CPU: it has more to tell
         print(f"on {device}, {device_name(device)}")
         for operator, name, row in qualify(device, operators):
             if row["correct"]:

@@ -138,21 +138,20 @@ def timed(operator: str, names: list[str], device: torch.device, seconds: float)
 
 
 def qualify(device: torch.device, operators: tuple[str, ...], seconds: float = 0.3) -> Iterator[tuple[str, str, dict]]:
-    """Check and time every backend that there is: (operator, backend, row); the verdict is stored with the last one."""
-    verdict: dict[str, dict[str, dict]] = {}
+    """Check and time every backend that there is: (operator, backend, row); stored operator by operator."""
     for operator in operators:
         names = [name for name in KERNELS[operator] if why_not(operator, name, device) is None]
         checks = {name: _checked(operator, name, device) for name in names}
         right = [name for name in names if checks[name].why is None]
         took = timed(operator, right, device, seconds) if right else {}
-        verdict[operator] = {}
+        rows: dict[str, dict] = {}
         for name in names:
             row: dict[str, Any] = {"correct": name in right, "share of budget": round(checks[name].share, 3)}
             row |= {"why": checks[name].why} if name not in right else {
                 "ms": round(took[name], 4), "reference_ms": round(took["reference"], 4)}  # fmt: skip
-            verdict[operator][name] = row
-            yield operator, name, row
-    store_verdict(device, verdict)
+            rows[name] = row
+        store_verdict(device, {operator: rows})
+        yield from ((operator, name, row) for name, row in rows.items())
 
 
 def _checked(operator: str, name: str, device: torch.device) -> Check:

@@ -1,8 +1,8 @@
 """Weights of public code under our names and back, and the settings under which ours computes what theirs does.
 
 Here is what a format is and how a state dict is turned round; files are ``medfast.interchange``'s. Maps of networks
-that are on the package index (MONAI's) are proven by equal outputs. SMIT's, nnFormer's and that of model_swinvit.pt are
-names, shapes and counts read from public code.
+that are on the package index (MONAI's, that of model_swinvit.pt by MONAI's own ``load_from``) are proven by equal
+outputs. The others are names, shapes and counts read from public code.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ from torch import Tensor, nn
 from . import BACKBONES, NETWORKS
 from .blocks import MERGE_ORDERS
 from .names import (
+    DAE_FORMER,
     MONAI_SWIN,
     MONAI_SWIN_UNETR,
     MONAI_SWINVIT,
     MONAI_UNETR,
     MONAI_VIT,
     NNFORMER,
+    RESNET,
     SMIT,
+    SWINFUSE,
     Names,
     rename,
-)
+)  # fmt: skip
 
 ENOUGH = 0.95  # share of the numbers of a network that other weights must hold
 ARCHITECTURES: Mapping[str, Callable[..., Any]] = {**BACKBONES, **NETWORKS}
@@ -126,6 +129,13 @@ FORMATS: dict[str, dict[str, Layout]] = {
         ),
     },
     "nnformer": {"nnformer": Layout(NNFORMER, "", {"bias_index": "legacy"}, index=_nnformer_index)},
+    "swinfuse": {
+        "swinfuse": Layout(
+            SWINFUSE, "", {"dim": "code", "merge": "monai_legacy"}, ("monai_legacy",), bias_index, fixed={"dim": "code"}
+        )
+    },
+    "dae_former": {"dae_former": Layout(DAE_FORMER)},
+    "med3d": {"resnet50": Layout(RESNET, fixed={"dilated": True})},
 }
 
 
@@ -164,9 +174,7 @@ def to_ours(state: Mapping[str, Tensor], kind: str, architecture: str) -> tuple[
     renamed = rename(_unwrap(state, how.names), how.names)
     inside = f"{how.within}." if how.within else ""
     ours = {name.removeprefix(inside): x for name, x in renamed.items() if name.startswith(inside)}
-    known = {name: x for name, x in ours.items() if not set(name.split(".")) & set(how.names.unread)}
-    outside = [name for name in renamed if not name.startswith(inside)]
-    return known, tuple(name for name in outside if not set(name.split(".")) & set(how.names.unread))
+    return ours, tuple(name for name in renamed if not name.startswith(inside))
 
 
 def to_theirs(state: Mapping[str, Tensor], kind: str, section: Mapping[str, Any]) -> tuple[dict[str, Tensor], Match]:
@@ -194,21 +202,28 @@ def to_theirs(state: Mapping[str, Tensor], kind: str, section: Mapping[str, Any]
     return rename({inside + name: x for name, x in held.items()}, how.names, export=True), match
 
 
-def match(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], outside: Sequence[str] = ()) -> Match:
-    """Which of ``wanted`` are in ``given`` with the same shape. outside: further names that nothing reads."""
+def match(
+    wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], outside: Sequence[str] = (), idle: Sequence[str] = ()
+) -> Match:
+    """Which of ``wanted`` are in ``given`` with the same shape.
+
+    outside: further names that nothing reads. idle: segments of names that hold nothing, of which nobody is told.
+    """
     found = tuple(name for name, x in wanted.items() if name in given and given[name].shape == x.shape)
     missing = tuple(sorted(set(wanted) - set(found)))
     share = _numbers(wanted[name] for name in found) / max(_numbers(wanted.values()), 1)
-    return Match(found, missing, (*sorted(set(given) - set(found)), *outside), share)
+    unread = (*sorted(set(given) - set(found)), *outside)
+    return Match(found, missing, tuple(name for name in unread if not set(name.split(".")) & set(idle)), share)
 
 
 @torch.no_grad()
 def fill(
-    module: nn.Module, given: Mapping[str, Tensor], outside: Sequence[str] = (), *, partial: bool = False
-) -> Match:
+    module: nn.Module, given: Mapping[str, Tensor], outside: Sequence[str] = (), idle: Sequence[str] = (),
+    *, partial: bool = False,
+) -> Match:  # fmt: skip
     """Copy into ``module`` what fits. ValueError, and nothing copied, under 95 % of its numbers unless ``partial``."""
     wanted = module.state_dict()
-    found = match(wanted, given, outside)
+    found = match(wanted, given, outside, idle)
     if found.share < ENOUGH and not partial:
         raise ValueError(f"{found}; under {ENOUGH:.0%} is refused unless you ask for a partial load")
     for name in found.matched:

@@ -98,9 +98,7 @@ def _forecast(options: argparse.Namespace) -> None:
 
     settled, jobs = recipe(**_settings(options)), options.jobs or default_jobs()
     if settled["dimensions"] == 2:
-        raise ValueError(
-            "pictures (modality xr) are stored as they are, two bytes a pixel: nothing to forecast"
-        )
+        raise ValueError("pictures (modality xr) are stored as they are, two bytes a pixel: nothing to forecast")
     share = parse_part(options.part)
     cases = find(options.input)[share.start :: share.step]
     rows = survey(cases, settled, jobs)

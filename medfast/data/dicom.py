@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medfast.data.image import MAX_SHEAR, Bad, Image, oriented
+from medfast.data.image import MAX_SHEAR, Bad, Blobs, Image, oriented
 
 __all__ = ["by_series", "parse", "parse_picture", "peek"]
 
@@ -33,13 +33,13 @@ def _pydicom():
     return pydicom
 
 
-def header(source: Path | bytes):
+def header(source: Path | bytes | bytearray):
     """The tags of HEADER of one file; an empty data set where it is no DICOM."""
     pydicom = _pydicom()
     from pydicom.errors import InvalidDicomError
 
     try:
-        return pydicom.dcmread(io.BytesIO(source) if isinstance(source, bytes) else source, stop_before_pixels=True,
+        return pydicom.dcmread(source if isinstance(source, Path) else io.BytesIO(source), stop_before_pixels=True,
                                specific_tags=HEADER)  # fmt: skip
     except (InvalidDicomError, EOFError, OSError):
         return pydicom.Dataset()
@@ -59,7 +59,7 @@ def by_series(files: Iterable[Path]) -> list[tuple[tuple[Path, ...], str | None]
     return sorted((tuple(group), patient or None) for (_, _, patient), group in groups.items())
 
 
-def parse(blobs: list[bytes]) -> Image:
+def parse(blobs: Blobs) -> Image:
     """The volume of one series. blobs: the bytes of its files in any order; emptied while they are decoded, so that
     memory holds the series once. Raises Bad."""
     headers = [header(blob) for blob in blobs]
@@ -71,7 +71,7 @@ def parse(blobs: list[bytes]) -> Image:
     stack, place = None, -1
     for number, same in order:
         plane, slope, inter = _pixels(blobs[number])
-        blobs[number] = b""
+        blobs[number] = bytearray()
         if len(scales) > 1:
             plane = plane.astype(np.float32) * np.float32(slope) + np.float32(inter)
         if stack is None:
@@ -104,7 +104,7 @@ def peek(files: tuple[Path, ...]) -> Image:
     return image
 
 
-def parse_picture(blob: bytes) -> Image:
+def parse_picture(blob: bytes | bytearray) -> Image:
     """One radiograph, (h, w), bright where dense (MONOCHROME1 is turned round). Raises Bad."""
     about = header(blob)
     _check_kind([about])
@@ -176,7 +176,7 @@ def _check_stack(positions: np.ndarray, heights: np.ndarray, normal: np.ndarray)
         raise Bad("+".join(faults), "; ".join(said))
 
 
-def _pixels(blob: bytes) -> tuple[np.ndarray, float, float]:
+def _pixels(blob: bytes | bytearray) -> tuple[np.ndarray, float, float]:
     """(rows, columns) stored numbers, slope, intercept. Raises Bad."""
     pydicom = _pydicom()
     slice_ = pydicom.dcmread(io.BytesIO(blob))

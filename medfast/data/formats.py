@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 
 from medfast.data import dicom, metaimage, nifti, nrrd, picture
-from medfast.data.image import Bad, Image
+from medfast.data.image import Bad, Blobs, Image
 from medfast.data.inputs import Case
 
 __all__ = ["decode", "fetch", "peek"]
@@ -14,7 +14,7 @@ __all__ = ["decode", "fetch", "peek"]
 HEAD = 1 << 16  # bytes that hold the header of any volume
 
 
-def fetch(case: Case) -> tuple[str, list[bytes]]:
+def fetch(case: Case) -> tuple[str, Blobs]:
     """(hash, bytes of each file). The hash of several files does not depend on their names or order."""
     found = [nifti.read(file) for file in case.files]
     source = found[0][0] if len(found) == 1 else _digest(*sorted(digest for digest, _ in found))
@@ -23,7 +23,7 @@ def fetch(case: Case) -> tuple[str, list[bytes]]:
     return source, [data for _, data in found]
 
 
-def decode(blobs: list[bytes], *, axes: int = 3, channels: int | None = None) -> Image:
+def decode(blobs: Blobs, *, axes: int = 3, channels: int | None = None) -> Image:
     """The image in the bytes of a case, which are taken out of ``blobs`` so that they are freed while it is made.
 
     axes: 3, or 2 for radiographs. channels: how many a voxel must hold, None for a plain volume. Raises Bad.
@@ -54,7 +54,7 @@ def peek(case: Case, channels: int | None = None) -> Image:
     return _reader(head)(head, channels, peek=True)
 
 
-def _reader(first: bytes) -> Callable[..., Image]:
+def _reader(first: bytes | bytearray) -> Callable[..., Image]:
     if first[:4] == b"NRRD":
         return nrrd.parse
     return metaimage.parse if b"ObjectType" in first[:200] or b"NDims" in first[:200] else nifti.parse

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 import nibabel as nib
 import numpy as np
 
-__all__ = ["MAX_SHEAR", "Bad", "Image", "oriented"]
+__all__ = ["MAX_SHEAR", "Bad", "Blobs", "Image", "oriented"]
 
 MAX_SHEAR = 0.01  # cosine between two axes that should be orthogonal
+Blobs = list[bytes | bytearray]  # bytes of the files of one case
 MAX_ANGLE = 5.0  # degrees off the body's axes before an image is noted as oblique
 
 

@@ -3,7 +3,8 @@
 The recipe is that of SMART's public code: noise, blur, multiplicative and additive brightness, contrast, gamma. It
 states the ranges of blur (sigma 1-2 voxels), multiplicative (0.75-1.25) and additive (normal, 0.4) brightness and gamma
 (0.7-1.5); the ranges of noise (standard deviation 0-0.1) and contrast (0.75-1.25) are the customary ones of the same
-family of augmentations. Gibbs ringing, which SimTROT adds, has a strength in [0, 1]. All numbers are on the [0, 1] scale after the HU window.
+family of augmentations. Gibbs ringing, which SimTROT adds, has a strength in [0, 1]. All numbers are on the [0, 1]
+scale after the HU window.
 
 Order of execution: blur, gain, shift, contrast (about the view's mean), gamma, gibbs, noise; values are cut back to
 [0, 1] after shift, contrast, gibbs and noise. Gibbs and noise come last: one piece of code does them for all executors.

@@ -8,7 +8,7 @@ import numpy as np
 
 from medfast.data import checks, resample
 from medfast.data.formats import decode
-from medfast.data.image import Bad, Image
+from medfast.data.image import Bad, Blobs, Image
 from medfast.data.recipe import DICOM
 from medfast.data.units import Reading, Unit, fit
 
@@ -21,7 +21,7 @@ LARGEST_LABEL = 32767
 Product = tuple[np.ndarray, dict[str, Any]]
 
 
-def make(blobs: list[bytes], recipe: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any], Image]:
+def make(blobs: Blobs, recipe: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any], Image]:
     """(volume, index line, image): int16 (d, h, w), (c, d, h, w) or (h, w) on the new grid; its part of the index
     line; and what it was made of. Takes the bytes out of ``blobs``. Raises Bad."""
     image = decode(blobs, axes=recipe["dimensions"], channels=recipe["channels"])

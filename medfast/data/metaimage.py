@@ -18,15 +18,15 @@ LOCAL = b"ElementDataFile = LOCAL"
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-def parse(data: bytes, channels: int | None = None, peek: bool = False) -> Image:
+def parse(data: bytes | bytearray, channels: int | None = None, peek: bool = False) -> Image:
     """Image in the bytes of a .mha file. channels: how many numbers each voxel must hold. peek: judge the header alone,
     as in ``nifti.parse``. Raises Bad."""
-    head, found, body = data.partition(LOCAL)
-    if not found:
+    place = data.find(LOCAL)
+    if place < 0:
         raise Bad(
             "detached", "no 'ElementDataFile = LOCAL': the voxels are in another file (.mhd); join both into .mha"
         )
-    body = body.lstrip(b"\r")[1:]
+    head, place = data[:place], data.find(b"\n", place) + 1
     pairs = [line.split("=", 1) for line in head.decode("latin-1").splitlines() if "=" in line]
     fields = {name.strip(): value.strip() for name, value in pairs}
     if fields.get("ElementType") not in TYPES:
@@ -43,8 +43,8 @@ def parse(data: bytes, channels: int | None = None, peek: bool = False) -> Image
     if held != (channels or 1):
         raise Bad("4d", f"each voxel holds {held} numbers; {channels or 1} were asked for")
     if not peek and fields.get("CompressedData", "False").lower() == "true":
-        body = _inflate(body)
-    voxels = take(body, dtype, (held, *sizes), peek=peek)
+        data, place = _inflate(data[place:]), 0
+    voxels = take(data, dtype, (held, *sizes), place, peek)
     voxels = voxels[0] if channels is None else voxels.transpose(1, 2, 3, 0)
     return oriented(voxels, 1.0, 0.0, straight(affine), [])
 
@@ -60,7 +60,7 @@ def _affine(fields: dict[str, str]) -> np.ndarray:
     return LPS_TO_RAS @ affine
 
 
-def _inflate(body: bytes) -> bytes:
+def _inflate(body: bytes | bytearray) -> bytes:
     stream = zlib.decompressobj()
     try:
         plain = stream.decompress(body)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import zlib
 from pathlib import Path
 
@@ -27,17 +28,20 @@ except ImportError:
 
 __all__ = ["inflate", "parse", "read", "take"]
 
+FREED = 1 << 24  # bytes that are given back at a time
 CHUNK = 1 << 16  # bytes; what follows the end of a gzip member is copied, so a member must not be handed all the rest
 MAX_CONFLICT = 0.01  # share of a voxel by which qform, sform and pixdim may differ
 
 
-def read(file: Path) -> tuple[str, bytes]:
-    """SHA-256 and bytes of a file."""
-    data = file.read_bytes()
+def read(file: Path) -> tuple[str, bytearray]:
+    """SHA-256 and bytes of a file, which readers may empty while they decode them."""
+    with file.open("rb") as stream:
+        data = bytearray(os.fstat(stream.fileno()).st_size)
+        data[stream.readinto(data) :] = stream.read()
     return hashlib.sha256(data).hexdigest(), data
 
 
-def parse(data: bytes, channels: int | None = None, peek: bool = False) -> Image:
+def parse(data: bytes | bytearray, channels: int | None = None, peek: bool = False) -> Image:
     """Image in the bytes of a .nii or .nii.gz, told apart by content and not by name. Raises Bad.
 
     channels: how many volumes the fourth axis must hold; None takes three axes only. peek: data are the first bytes of
@@ -53,7 +57,7 @@ def parse(data: bytes, channels: int | None = None, peek: bool = False) -> Image
 
 
 def take(
-    data: bytes, dtype: np.dtype, shape: tuple[int, ...], offset: int = 0, peek: bool = False
+    data: bytes | bytearray, dtype: np.dtype, shape: tuple[int, ...], offset: int = 0, peek: bool = False
 ) -> np.ndarray:  # fmt: skip
     """Voxels, first axis fastest; zeros where only peeking. Raises Bad where the data end before the header says."""
     if peek:
@@ -65,8 +69,11 @@ def take(
     return np.frombuffer(data, dtype, count, offset).reshape(shape, order="F")
 
 
-def inflate(data: bytes) -> bytes:
-    """The bytes themselves, or what they hold if they are gzip; every member whole and with the right CRC, else Bad."""
+def inflate(data: bytes | bytearray) -> bytes | bytearray:
+    """The bytes themselves, or what they hold if they are gzip; every member whole and with the right CRC, else Bad.
+
+    A bytearray is emptied from its front on the way, so that memory does not hold all of both.
+    """
     if not data:
         raise Bad("not-nifti", "the file is empty")
     if data[:2] != b"\x1f\x8b":
@@ -83,12 +90,16 @@ def inflate(data: bytes) -> bytes:
             except inflater.error as error:
                 raise Bad("gzip-crc", f"the compressed data are damaged ({error})") from None
             place += len(chunk) - len(stream.unused_data)
+            if place > FREED and isinstance(data, bytearray):
+                del data[:place]
+                place = 0
     if data[place:].strip(b"\0"):
         raise Bad("gzip-crc", f"{len(data) - place} bytes that are no gzip follow the compressed data")
+    del data
     return plain.getvalue()
 
 
-def _first(data: bytes) -> bytes:
+def _first(data: bytes | bytearray) -> bytes | bytearray:
     """What the first bytes of a file hold, as far as they go."""
     if data[:2] != b"\x1f\x8b":
         return data
@@ -98,7 +109,7 @@ def _first(data: bytes) -> bytes:
         raise Bad("gzip-crc", f"the compressed data are damaged ({error})") from None
 
 
-def _header(data: bytes) -> nib.Nifti1Header:
+def _header(data: bytes | bytearray) -> nib.Nifti1Header:
     for kind, size, magic in ((nib.Nifti1Header, 348, slice(344, 348)), (nib.Nifti2Header, 540, slice(4, 12))):
         if len(data) < size or data[magic][:1] != b"n":
             continue
@@ -108,7 +119,7 @@ def _header(data: bytes) -> nib.Nifti1Header:
             continue
         for endianness in "<>":
             if np.frombuffer(data, f"{endianness}i4", 1)[0] == size:
-                return kind(data[:size], endianness=endianness, check=False)
+                return kind(bytes(data[:size]), endianness=endianness, check=False)
     looks = "text" if data[:64].isascii() and b"\0" not in data[:64] else "another format"
     raise Bad("not-nifti", f"no NIfTI header: {len(data)} bytes that look like {looks}")
 

@@ -25,14 +25,14 @@ TO_RAS = {"right": 1.0, "left": -1.0, "anterior": 1.0, "posterior": -1.0, "super
 LONG = {name[0]: name for name in TO_RAS}
 
 
-def parse(data: bytes, channels: int | None = None, peek: bool = False) -> Image:
+def parse(data: bytes | bytearray, channels: int | None = None, peek: bool = False) -> Image:
     """Image in the bytes of a .nrrd file. channels: how many the axis without a direction must hold. peek: judge the
     header alone, as in ``nifti.parse``. Raises Bad."""
-    head, found, body = data.partition(b"\n\n")
-    if not found or b"\r\n\r\n" in head:
-        head, found, body = data.partition(b"\r\n\r\n")
-    if not found:
+    ends = [(data.find(end), len(end)) for end in (b"\n\n", b"\r\n\r\n")]
+    place, length = min((end for end in ends if end[0] >= 0), default=(-1, 0))
+    if place < 0:
         raise Bad("short-file", "the NRRD header has no end")
+    head, place = data[:place], place + length
     fields = dict(line.split(":", 1) for line in head.decode("latin-1").splitlines()[1:]
                   if ":" in line and ":=" not in line and not line.startswith("#"))  # fmt: skip
     fields = {name.strip().lower(): value.strip() for name, value in fields.items()}
@@ -50,7 +50,9 @@ def parse(data: bytes, channels: int | None = None, peek: bool = False) -> Image
     except (KeyError, ValueError) as error:
         raise Bad("affine", f"the NRRD header's sizes, space or directions cannot be read ({error})") from None
     _check_axes(sizes, directions, channels)
-    voxels = take(body if peek or encoding == "raw" else inflate(body), dtype, tuple(sizes), peek=peek)
+    if encoding != "raw" and not peek:
+        data, place = inflate(data[place:]), 0
+    voxels = take(data, dtype, tuple(sizes), place, peek)
     steps = {axis: direction for axis, direction in enumerate(directions) if direction is not None}
     rest = [axis for axis in range(len(sizes)) if axis not in steps]
     affine, notes = np.eye(4), [] if "space" in fields else ["no-orientation"]

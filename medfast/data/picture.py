@@ -11,7 +11,7 @@ from medfast.data.image import Bad, Image
 __all__ = ["parse"]
 
 
-def parse(data: bytes) -> Image:
+def parse(data: bytes | bytearray) -> Image:
     """One grey picture (h, w) of 8 or 16 bits; a PNG does not say how large a pixel is. Raises Bad."""
     try:
         from PIL import Image as Picture

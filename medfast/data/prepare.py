@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from medfast.data.formats import fetch
-from medfast.data.image import Bad
+from medfast.data.image import Bad, Blobs
 from medfast.data.inputs import Case, find
 from medfast.data.ledger import Ledger, Made, volume_id
 from medfast.data.make import label, make
@@ -163,7 +163,7 @@ def _one(case: Case, number: int, ledger: Ledger) -> Any:
     return Made(found, {"id": found, **record}, {name: ledger.temporary / f"{number}.{name}" for name in products})
 
 
-def _products(case: Case, blobs: list[bytes], settled: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _products(case: Case, blobs: Blobs, settled: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """(folder of the store -> array, index line)."""
     misnamed = case.path.suffix.lower() == ".gz" and blobs[0][:2] != b"\x1f\x8b"
     volume, record, image = make(blobs, settled)

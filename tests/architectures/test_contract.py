@@ -31,7 +31,7 @@ class Case:
 
 SWIN = {"embed": 8, "depths": (1, 1), "heads": (2, 4), "window": 2, "drop_path": 0.0}
 NNFORMER = {"patch": (2, 4, 4), "embed": 8, "depths": (2, 1), "heads": (2, 4), "windows": (2, 2), "drop_path": 0.0}
-DAE = {"widths": (8, 16), "depths": (1, 1)}
+DAE = {"widths": (16, 24), "depths": (1, 1)}  # two channels for each head at least: one alone has no softmax
 VIT = {"size": 16, "patch": 4, "embed": 12, "depth": 2, "heads": 2, "drop_path": 0.0}
 CASES = [
     Case("backbones", "swin", {**SWIN, "depths": (2, 1), "drop_path": 0.5}),

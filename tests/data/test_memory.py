@@ -12,7 +12,8 @@ def test_a_worker_holds_the_volume_once():
     program = [sys.executable, str(Path(__file__).parent / "memory.py"), *map(str, shape), str(slab)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(program, env=environment, capture_output=True, text=True, check=True)
-    voxels, file, grown, stored = json.loads(done.stdout)
+    voxels, grown, stored, _ = json.loads(done.stdout)
     held, planes = 2 * voxels, 4 * shape[0] * stored[1] * stored[2]
     assert voxels == 300 * 256 * 256 and stored == [150, 100, 100]
-    assert grown < max(held, held + planes) + 16e6, "the file itself was there before the measurement"
+    # The file and what is inflated of it: at most 1.07 times the voxels for a file that shrank to 0.57 of them.
+    assert grown < max(1.07 * held, held + planes) + 16e6

@@ -24,7 +24,9 @@ def folder(tmp_path):
     folder = tmp_path / SECRET
     folder.mkdir()
     for n in range(6):
-        data = nifti(ct(n, (24 + n, 48, 40)).transpose(2, 1, 0), SPACINGS[n % 3], compress=n % 2, descrip=SECRET.encode())
+        data = nifti(
+            ct(n, (24 + n, 48, 40)).transpose(2, 1, 0), SPACINGS[n % 3], compress=n % 2, descrip=SECRET.encode()
+        )
         (folder / f"{n}.nii{'.gz' * (n % 2)}").write_bytes(data)
     (folder / "copy.nii").write_bytes((folder / "0.nii").read_bytes())
     (folder / "metres.nii").write_bytes(nifti(ct(9), np.diag([0.001, 0.001, 0.002, 1])))

@@ -91,7 +91,9 @@ def test_moco_contrasts_queries_with_the_teachers_keys_of_the_other_view(tiny):
 def test_byol_predicts_the_other_views_target(tiny):
     o, batch = made(BYOL, tiny, group=4, hidden=9, width=6), tiny.batch(4)
     p, q = dict(o.named_parameters()), o.teacher.state()
-    predicted = [mlp(p, "predictor", mlp(p, "projector", o.backbone(x).summary, 2, False), 2, False) for x in batch.views]
+    predicted = [
+        mlp(p, "predictor", mlp(p, "projector", o.backbone(x).summary, 2, False), 2, False) for x in batch.views
+    ]
     with torch.no_grad():
         targets = [mlp(q, "projector", o.teacher.backbone(x).summary, 2, False) for x in batch.views]
     pairs = ((predicted[0], targets[1]), (predicted[1], targets[0]))

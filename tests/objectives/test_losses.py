@@ -175,5 +175,7 @@ def test_blocks_of_rows_change_nothing_and_bound_the_logits(gathered, monkeypatc
         gradients = torch.autograd.grad(term.loss, (student, w_s))
         found.append((term.loss.detach(), term.entropy, *gradients))
     torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-14)
+    hidden = made.sharpen(made.teacher(teacher[mask.where.flatten(1)]))
+    torch.testing.assert_close(found[0][1], entropy(hidden))  # of hidden tokens alone
     whole = 2 * b * (5 if gathered else n)
     assert rows[0] == whole and max(rows[1:]) == 7 and sum(rows[1:]) == 2 * whole  # and again in the backward pass

@@ -21,7 +21,10 @@ TURNS = list(itertools.product(range(4), range(3)))
 def turned(maps, turns):
     """What the data pipeline would have made of (n, d, h, w, c) maps, were they volumes."""
     return torch.stack(
-        [torch.from_numpy(orient(x.movedim(-1, 0).numpy(), k, f)).movedim(0, -1) for x, (k, f) in zip(maps, turns, strict=True)]
+        [
+            torch.from_numpy(orient(x.movedim(-1, 0).numpy(), k, f)).movedim(0, -1)
+            for x, (k, f) in zip(maps, turns, strict=True)
+        ]
     )
 
 

@@ -17,6 +17,7 @@ T = torch.tensor(0.5)
 def made(**settings):
     torch.manual_seed(0)
     backbone = BACKBONES["swinfuse"](embed=6, depths=[1, 1], heads=[1, 2], window=2, dim_width=6, dim_heads=[1, 1])
+    backbone.dim.branches[1].load_state_dict(backbone.dim.branches[0].state_dict())  # drawn apart, nothing overlaps
     return SwinFUSE(backbone, contrast_width=5, rows=6, **settings).double()
 
 

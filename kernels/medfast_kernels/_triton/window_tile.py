@@ -56,8 +56,8 @@ def places(n, MODE: tl.constexpr):
 
 @triton.jit
 def cyclic(at, end):
-    """``at`` in [0, 2 end) modulo ``end``."""
-    return tl.where(at >= end, at - end, at)
+    """``at`` in [0, 2 end) modulo ``end``: what is below zero is large without its sign."""
+    return tl.minimum(at.to(tl.uint32, bitcast=True), (at - end).to(tl.uint32, bitcast=True)).to(tl.int32, bitcast=True)
 
 
 @triton.jit
