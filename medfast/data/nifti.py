@@ -37,7 +37,8 @@ def read(file: Path) -> tuple[str, bytearray]:
     """SHA-256 and bytes of a file, which readers may empty while they decode them."""
     with file.open("rb") as stream:
         data = bytearray(os.fstat(stream.fileno()).st_size)
-        data[stream.readinto(data) :] = stream.read()
+        count = stream.readinto(data)
+        data[count:] = stream.read()
     return hashlib.sha256(data).hexdigest(), data
 
 

@@ -20,7 +20,7 @@ __all__ = ["AIR", "EXECUTORS", "KERNELS", "TOP", "grid", "new_affine", "resample
 
 AIR, TOP = -1024, 3071
 KERNELS = ("triangle", "area", "linear")
-SLAB = 2**23  # voxels that are float at a time, so a worker stays small whatever the length of the scan
+SLAB = 2**22  # voxels that are float at a time, so a worker stays small whatever the length of the scan
 
 
 def grid(shape: tuple[int, ...], spacing: np.ndarray, new: float) -> tuple[int, ...]:
@@ -67,15 +67,18 @@ def resample_slabs(
 ) -> np.ndarray:  # fmt: skip
     """The same from consecutive slabs along d of a volume of ``shape``, clamped already, which need never exist whole.
 
-    Memory: 4 bytes for d * new h * new w, a slab as float, and the result.
+    Memory: 6 bytes a new voxel, and a slab as float.
     """
     out = grid(shape, spacing, new)
     along = [weights(n, m, new / mm, kernel) for n, m, mm in zip(shape, out, spacing.tolist(), strict=True)]
-    planes, start = torch.empty(shape[0], out[1], out[2]), 0
+    volume, start = torch.zeros(out), 0
     for slab in slabs:
-        planes[start : start + len(slab)] = along[1] @ (torch.from_numpy(slab.astype(np.float32)) @ along[2].T)
+        planes = along[1] @ (torch.from_numpy(slab.astype(np.float32)) @ along[2].T)
+        share = along[0][:, start : start + len(slab)]
+        touched = share.any(1).nonzero()
+        first, last = int(touched[0]), int(touched[-1]) + 1
+        volume[first:last] += (share[first:last] @ planes.flatten(1)).unflatten(1, out[1:])
         start += len(slab)
-    volume = (along[0] @ planes.flatten(1)).unflatten(1, out[1:])
     return volume.round_().clamp_(*limits).to(torch.int16).numpy()
 
 

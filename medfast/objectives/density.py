@@ -29,4 +29,5 @@ def jensen_shannon(a: Tensor, b: Tensor) -> Tensor:
         kernels = (-0.5 * squares / deviation.square().view(-1, 1, 1)).split((a.shape[1], b.shape[1]), dim=2)
         one, other = (kernel.logsumexp(dim=2).log_softmax(dim=1) for kernel in kernels)
         middle = torch.logaddexp(one, other) - math.log(2.0)
-        return 0.5 * sum((p.exp() * (p - middle)).sum(dim=1) for p in (one, other))
+        sides = [(p.exp() * (p - middle)).sum(dim=1) for p in (one, other)]
+        return 0.5 * (sides[0] + sides[1])

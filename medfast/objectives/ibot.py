@@ -19,7 +19,7 @@ from medfast.objectives.distillation import Sides, Term, distil_image, distil_pa
 from medfast.objectives.heads import Prototypes, Trunk
 from medfast.objectives.losses import Centres
 from medfast.objectives.masking import count_of, drawn_ahead, hidden_tokens, hidden_voxels, random_cells, share
-from medfast.objectives.options import chosen_weights, distilled_stage, momenta, one_of, positive, setting
+from medfast.objectives.options import chosen_weights, distilled_stage, momenta, one_of, positive, setting, token_width
 from medfast.objectives.schedules import Points, cosine, piecewise, points
 from medfast.objectives.views import given_mask, grid_of, split_views, stack_views
 from medfast.types import Backbone, Batch, Features, Key, Mask, Masker, Objective, Output, Teacher
@@ -75,7 +75,7 @@ class IBOT(Objective):
         self.student_temperature = positive("student_temperature", student_temperature)
         self.temperatures = {"image": points(image_temperature), "patch": points(patch_temperature)}
         self.momenta = momenta(momentum)
-        self.fill = nn.Parameter(torch.zeros(backbone.embed))
+        self.fill = nn.Parameter(torch.zeros(token_width(backbone)))
         self._build_heads(heads == "shared", prototypes, tuple(head_widths), centre_momentum)
         parts = ("backbone", "norm", "trunk", "norm_pool", "trunk_pool", "image_last", "patch_last")
         self.teacher = Teacher(self, *(p for p in parts if hasattr(self, p)), *["fill"] * bool(teacher_drop))

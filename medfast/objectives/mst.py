@@ -17,7 +17,7 @@ from medfast.objectives.distillation import Sides, Term, distil_image
 from medfast.objectives.heads import ConvVoxels, Prototypes, Trunk
 from medfast.objectives.losses import Centres, masked_l1
 from medfast.objectives.masking import drawn_ahead, hidden_voxels
-from medfast.objectives.options import chosen_weights, distilled_stage, momenta, positive
+from medfast.objectives.options import chosen_weights, distilled_stage, momenta, positive, token_width
 from medfast.objectives.schedules import Points, cosine, piecewise, points
 from medfast.objectives.views import given_mask, grid_of, split_views, stack_valid, stack_views
 from medfast.types import Backbone, Batch, Features, Key, Mask, Masker, Objective, Output, Teacher
@@ -68,7 +68,7 @@ class MST(Objective):
         self.backbone, self.mask = backbone, mask
         self.student_temperature = positive("student_temperature", student_temperature)
         self.temperature, self.momenta = points(image_temperature), momenta(momentum)
-        self.fill = nn.Parameter(torch.zeros(backbone.embed))
+        self.fill = nn.Parameter(torch.zeros(token_width(backbone)))
         width, stride = backbone.channels[self.stage], backbone.strides[self.stage]
         distils = "image" in self.weights
         self.centres = Centres(["image"] * distils, prototypes, centre_momentum)

@@ -58,6 +58,16 @@ def distilled_stage(backbone: Backbone, stage: int | None) -> int:
     return chosen - 1
 
 
+def token_width(backbone: Backbone) -> int:
+    """Width of the mask token. ValueError for a backbone without tokens that could be hidden."""
+    if not backbone.embed:
+        raise ValueError(
+            f"this objective hides tokens behind a mask token, and {type(backbone).__name__} has no token embedding: "
+            "give it a transformer (swin, vit, nnformer), or take an objective without masks (simclr, byol, moco_v3)"
+        )
+    return backbone.embed
+
+
 def setting(objective: type[Made], **defaults: Any) -> Callable[..., Made]:
     """A function that builds ``objective`` with other defaults: a paper that is a setting of another one.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from medfast.objectives.heads import Voxels
 from medfast.objectives.losses import at_least_fp32, cross_entropy, masked_mse
 from medfast.objectives.masking import hidden_voxels
-from medfast.objectives.options import chosen_weights, positive
+from medfast.objectives.options import chosen_weights, positive, token_width
 from medfast.objectives.views import given_mask, grid_of, stack_valid, stack_views
 from medfast.types import Batch, Features, Mask, Masker, Network, Objective, Output
 
@@ -63,7 +63,7 @@ class SDDAMAE(Objective):
         self.weights, self.temperature = chosen_weights(weights, WEIGHTS), positive("temperature", temperature)
         encoder = backbone.encoder
         width = encoder.channels[0]
-        self.fill = nn.Parameter(nn.init.trunc_normal_(torch.empty(encoder.embed), std=0.02))
+        self.fill = nn.Parameter(nn.init.trunc_normal_(torch.empty(token_width(encoder)), std=0.02))
         if "recon" in self.weights:
             self.pixels = Voxels(width, encoder.strides[0], encoder.in_channels, axes=2)
         if "distil" in self.weights:
@@ -94,11 +94,11 @@ class SDDAMAE(Objective):
         cells = self.cells(tuple(image.shape[2:]))
         mask = given_mask(flat, cells) or self.mask(cells, key)
         seen = self.backbone.features(image, mask, self.fill, key if drop_path else None)
-        decoded = seen.extra.get("decoder")
-        if not isinstance(decoded, Tensor) or decoded.shape[1:] != seen.stages[0].shape[1:]:
+        decoded, first = seen.extra.get("decoder"), tuple(seen.stages[0].shape)
+        if not isinstance(decoded, Tensor) or tuple(decoded.shape) != first:
+            given = tuple(decoded.shape) if isinstance(decoded, Tensor) else "none"
             raise ValueError(
-                "the network's features must have 'decoder', a map as its encoder's first stage, got "
-                f"{tuple(getattr(decoded, 'shape', ()))} for {tuple(seen.stages[0].shape)}"
+                f"the network's extra['decoder'] must be a map as its encoder's first stage, {first}: {given}"
             )
         return Look(image, mask, seen, decoded)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from medfast.objectives.heads import Voxels
 from medfast.objectives.losses import masked_l1
 from medfast.objectives.masking import drawn_ahead, hidden_tokens, hidden_voxels
-from medfast.objectives.options import distilled_stage
+from medfast.objectives.options import distilled_stage, token_width
 from medfast.objectives.views import given_mask, grid_of, split_views, stack_valid, stack_views
 from medfast.types import Backbone, Batch, Features, Key, Mask, Masker, Objective, Output
 
@@ -46,7 +46,7 @@ class SimMIM(Objective):
             )
         self.backbone, self.mask = backbone, mask
         self.stride = backbone.strides[distilled_stage(backbone, stage)]
-        self.fill = nn.Parameter(nn.init.trunc_normal_(torch.empty(backbone.embed), std=0.02))
+        self.fill = nn.Parameter(nn.init.trunc_normal_(torch.empty(token_width(backbone)), std=0.02))
         self.voxels = Voxels(backbone.channels[-1], backbone.strides[-1], backbone.in_channels)
 
     def forward(self, batch: Batch, t: Tensor) -> Output:

@@ -18,7 +18,7 @@ from medfast.objectives.distillation import Sides, Term, distil_image, distil_pa
 from medfast.objectives.heads import Prototypes, Trunk, Voxels
 from medfast.objectives.losses import Centres, masked_l1
 from medfast.objectives.masking import count_of, drawn_ahead, hidden_tokens, hidden_voxels, random_cells
-from medfast.objectives.options import chosen_weights, momenta, one_of, positive
+from medfast.objectives.options import chosen_weights, momenta, one_of, positive, token_width
 from medfast.objectives.schedules import Points, cosine, piecewise, points
 from medfast.objectives.views import given_mask, grid_of, split_views, stack_valid, stack_views
 from medfast.types import Backbone, Batch, Features, Key, Mask, Masker, Objective, Output, Teacher
@@ -100,9 +100,9 @@ class SMART(Objective):
         self.temperatures = {"image": points(image_temperature), "patch": points(patch_temperature)}
         self.momenta = momenta(momentum)
         if fill == "token":
-            self.fill = nn.Parameter(torch.zeros(backbone.embed))
+            self.fill = nn.Parameter(torch.zeros(token_width(backbone)))
         else:
-            self.register_buffer("fill", torch.zeros(backbone.embed))
+            self.register_buffer("fill", torch.zeros(token_width(backbone)))
         self._build_heads(heads, prototypes, tuple(head_widths), centre_momentum)
         self.teacher = Teacher(self, *self._teacher_parts()) if guided or self.centres.names else None
 

@@ -16,7 +16,7 @@ from medfast.objectives.distillation import Sides, Term, distil_image, distil_pa
 from medfast.objectives.heads import Prototypes, Trunk, Voxels
 from medfast.objectives.losses import Centres, masked_l1
 from medfast.objectives.masking import drawn_ahead, hidden_tokens, hidden_voxels
-from medfast.objectives.options import chosen_weights, momenta, positive
+from medfast.objectives.options import chosen_weights, momenta, positive, token_width
 from medfast.objectives.schedules import Points, cosine, piecewise, points
 from medfast.objectives.views import given_mask, grid_of, split_views, stack_valid, stack_views
 from medfast.types import Backbone, Batch, Features, Key, Mask, Masker, Objective, Output, Teacher
@@ -72,7 +72,7 @@ class SMIT(Objective):
         self.student_temperature = positive("student_temperature", student_temperature)
         self.temperatures = {"image": points(image_temperature), "patch": points(patch_temperature)}
         self.momenta = momenta(momentum)
-        self.fill = nn.Parameter(torch.zeros(backbone.embed))
+        self.fill = nn.Parameter(torch.zeros(token_width(backbone)))
         distilled = [name for name in self.weights if name != "recon"]
         self.centres = Centres(distilled, prototypes, centre_momentum)
         self.head_trunk = nn.ModuleDict({name: Trunk(backbone.channels[self.stage], head_widths) for name in distilled})
