@@ -28,8 +28,8 @@ class Image:
 
     stored: (d, h, w), (c, d, h, w) or, for a picture, (h, w) view of the stored numbers, value = stored * slope +
     inter. affine: 4x4, (d, h, w, 1) to RAS mm; the identity for a picture. spacing: mm of each spatial axis, NaN where
-    a picture does not say. orientation: axis codes of the file's own order. angle: degrees off the body's axes. modality:
-    what the file calls itself ("CT", "MR"...), or None.
+    a picture does not say. orientation: axis codes of the file's own order. angle: degrees off the body's axes.
+    modality: what the file calls itself ("CT", "MR"...), or None.
     """
 
     stored: np.ndarray

@@ -19,13 +19,11 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def parse(data: bytes | bytearray, channels: int | None = None, peek: bool = False) -> Image:
-    """Image in the bytes of a .mha file. channels: how many numbers each voxel must hold. peek: judge the header alone,
-    as in ``nifti.parse``. Raises Bad."""
+    """Image in the bytes of a .mha file. channels: how many numbers each voxel must hold. peek: judge the header
+    alone, as in ``nifti.parse``. Raises Bad."""
     place = data.find(LOCAL)
     if place < 0:
-        raise Bad(
-            "detached", "no 'ElementDataFile = LOCAL': the voxels are in another file (.mhd); join both into .mha"
-        )
+        raise Bad("detached", "no 'ElementDataFile = LOCAL': the voxels are elsewhere (.mhd); join both into one .mha")
     head, place = data[:place], data.find(b"\n", place) + 1
     pairs = [line.split("=", 1) for line in head.decode("latin-1").splitlines() if "=" in line]
     fields = {name.strip(): value.strip() for name, value in pairs}

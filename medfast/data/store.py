@@ -77,7 +77,8 @@ class Store:
             return None
         if problem := self.problem(index):
             raise DataError(f"{problem}. {AGAIN}.")
-        return np.load(self._label(index), mmap_mode="r", allow_pickle=False)
+        file = self._label(index)
+        return np.load(file, mmap_mode="r", allow_pickle=False)
 
     def _label(self, index: int) -> Path:
         return self.path / "labels" / f"{self.records[index]['id']}.npy"

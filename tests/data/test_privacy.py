@@ -18,8 +18,9 @@ PLANTED = (NAME, DATE, UID, "Klinikum", "77777")
 
 def dicom_text():
     return {"series": UID, "PatientName": f"{NAME}^Max", "PatientID": NAME, "PatientBirthDate": DATE, "StudyDate": DATE,
-            "InstitutionName": "Klinikum", "StudyInstanceUID": UID, "SOPInstanceUID": f"{UID}.1", "AccessionNumber": NAME,
-            "StudyDescription": NAME, "FrameOfReferenceUID": UID, "OperatorsName": NAME, "ImageComments": NAME}  # fmt: skip
+            "InstitutionName": "Klinikum", "StudyInstanceUID": UID,
+            "SOPInstanceUID": f"{UID}.1", "AccessionNumber": NAME, "StudyDescription": NAME, "OperatorsName": NAME,
+            "FrameOfReferenceUID": UID, "ImageComments": NAME}  # fmt: skip
 
 
 def plant(folder):
@@ -39,8 +40,8 @@ def plant(folder):
     (folder / f"{NAME}_bad.nrrd").write_bytes(head.replace("short", NAME).encode() + raw)
     raw = ct(5).transpose(2, 1, 0).tobytes(order="F")
     (folder / f"{NAME}.mha").write_bytes(
-        f"ObjectType = Image\nNDims = 3\nComment = {NAME}\nElementSpacing = 1 1 2\nDimSize = 40 44 20\nAcquisitionDate = "
-        f"{DATE}\nElementType = MET_SHORT\nElementDataFile = LOCAL\n".encode() + raw)  # fmt: skip
+        f"ObjectType = Image\nNDims = 3\nComment = {NAME}\nElementSpacing = 1 1 2\nDimSize = 40 44 20\n"
+        f"AcquisitionDate = {DATE}\nElementType = MET_SHORT\nElementDataFile = LOCAL\n".encode() + raw)  # fmt: skip
     (folder / f"{NAME}_label.nii").write_bytes(nifti((voxels > 0).astype(np.uint8), descrip=text))
     row = {"image": f"{NAME}_{DATE}.nii.gz", "label": f"{NAME}_label.nii", "patient": NAME, "date": DATE}
     rows = [row, {"image": f"{NAME}_bad.nii.gz"}, {"image": NAME}, *({"image": f"{NAME}{end}"} for end in

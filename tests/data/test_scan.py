@@ -8,11 +8,11 @@ import pytest
 from scans import SHAPE, ct, dicom_series, nifti
 
 from medfast.__main__ import main
+from medfast.data.inputs import find
 from medfast.data.prepare import prepare
 from medfast.data.recipe import recipe
 from medfast.data.scan import forecast, samples, survey
 from medfast.data.scan_page import scan
-from medfast.data.inputs import find
 from medfast.data.store import Store, read_lines
 
 SECRET = "Mustermann"
