@@ -92,7 +92,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
         return load_file(path)
     try:
-        found = torch.load(path, map_location="cpu", weights_only=False)
+        found = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         raise ValueError(
             f"{path.name} holds more than tensors and plain values, or is no checkpoint, and is not read, because that "

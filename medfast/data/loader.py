@@ -86,6 +86,8 @@ class Stream:
         self.store = Store(store)
         if not len(self.store):
             raise DataError(f"the store {store} has no volumes; fill it with: medfast data prepare INPUT --store STORE")
+        if self.store.recipe.get("dimensions", 3) != 3 or self.store.recipe.get("channels"):
+            raise ValueError(f"the store {store} holds pictures or channels; the loader cuts volumes of one channel")
         self.seed, self.batch_size, self.workers = seed, batch, workers
         self.window = (float(window[0]), float(window[1]))
         self._stream, self._executor = _SPLITS.index(split), executor

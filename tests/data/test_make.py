@@ -5,6 +5,7 @@ import pytest
 from scans import SHAPE, ct, dicom_slice, nifti
 
 from medfast.data.image import Bad, Image
+from medfast.data.loader import open_stream
 from medfast.data.make import label, make
 from medfast.data.prepare import prepare
 from medfast.data.recipe import recipe
@@ -123,6 +124,8 @@ def test_pictures_keep_their_pixels(tmp_path):
     shapes = {tuple(r["shape"]): (r["body"], r["source"]["spacing"]) for r in store.records}
     assert shapes == {(44, 40): ([0, 0, 44, 40], [0.8, 1.1]), (40, 200): ([0, 0, 40, 200], [None, None])}
     assert store.recipe["unit"] == "percentile" and store.recipe["fill"] == 0
+    with pytest.raises(ValueError, match="pictures or channels"):
+        open_stream({"store": str(tmp_path / "store"), "size": 16}, seed=0, batch=1, views=1, split="train")
 
 
 def test_labels_and_patients_reach_the_store(tmp_path):
