@@ -100,7 +100,7 @@ def test_no_usable_volume_exits_3_with_a_sentence(tmp_path, capsys):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.nii.gz").write_text("no image")
     assert main(["data", "prepare", str(tmp_path / "in"), "--store", str(tmp_path / "s"), "--max-bad", "1"]) == 3
-    assert "no usable CT volume" in capsys.readouterr().err
+    assert "no usable volume" in capsys.readouterr().err
 
 
 def test_usage_errors_are_sentences(tmp_path, capsys):

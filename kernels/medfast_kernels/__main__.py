@@ -50,7 +50,7 @@ def qualify(operators: tuple[str, ...]) -> None:
 
 
 def tune() -> int:
-    if not torch.cuda.is_available():
+    if all(device.type != "cuda" for device in devices()):
         print("tune times Triton's launch configurations on an NVIDIA GPU, and torch finds none here", file=sys.stderr)
         return 2
     from ._tune import tune

@@ -32,7 +32,7 @@ class ScramblingWindowAttention(WindowAttention):
         window, shift = per_axis(self.window), (self.shift,) * 3 if isinstance(self.shift, int) else self.shift
         d, h, w = x.shape[1:-1]
         sizes = zip(reversed(x.shape[1:-1]), reversed(window), strict=True)
-        x = F.pad(x + 0.1, (0, 0, *(p for n, side in sizes for p in (0, -n % side))))
+        x = F.pad(x, (0, 0, *(p for n, side in sizes for p in (0, -n % side))))
         return scrambled(super().forward(x, keep, key), window, shift)[:, :d, :h, :w]
 
 

@@ -53,7 +53,7 @@ def find(where: str | Path, axes: int = 3) -> list[Case]:
         cases = _cases(path, axes)
     if not cases:
         names = ", ".join((*(VOLUMES if axes == 3 else PICTURES), "DICOM"))
-        raise DataError(f"no usable {'CT volume' if axes == 3 else 'picture'} in {where}: it holds no file of {names}")
+        raise DataError(f"no usable {'volume' if axes == 3 else 'picture'} in {where}: it holds no file of {names}")
     return sorted({case.files: case for case in reversed(cases)}.values(), key=lambda case: case.files)
 
 

@@ -158,6 +158,7 @@ def test_finite_under_bf16_autocast(case):
 
 @pytest.mark.parametrize("case", ONE_EACH, ids=lambda case: case.name)
 def test_one_graph_that_gives_what_eager_gives(case):
+    torch.compiler.reset()  # cases share ``look``, and it is compiled anew for each of them
     net = build(case, torch.float32).eval()  # statistics of a batch would differ between the two runs
     volume, key = volumes(case, dtype=torch.float32), Key(1, torch.tensor(4), torch.tensor([3, 9]))
     fill = torch.randn(encoder(net).embed, requires_grad=True) if case.masks else None

@@ -5,6 +5,7 @@ import torch
 
 from medfast import cards
 from medfast.architectures import interop
+from medfast.architectures.blocks import PatchMerging
 from medfast.architectures.interop import ARCHITECTURES, FORMATS, bias_index, match, reorder_merges, to_ours, to_theirs
 
 SWIN = {"embed": 8, "depths": (1, 1, 1, 1), "heads": (1, 2, 2, 4), "window": 3}
@@ -124,3 +125,15 @@ def test_what_matches_is_counted_in_numbers():
         interop.fill(module, {"bias": torch.ones(2)})
     interop.fill(module, {"bias": torch.ones(2)}, partial=True)
     assert module.bias.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("old, new", [("smit", "monai"), ("smit", "monai_v2"), ("monai_v2", "monai")])
+def test_merges_in_another_order_give_the_same_outputs(old, new):
+    torch.manual_seed(0)
+    one, other = PatchMerging(3, old).double(), PatchMerging(3, new).double()
+    torch.nn.init.normal_(one.norm.weight), torch.nn.init.normal_(one.norm.bias)
+    state = {f"stages.0.merge.{name}": x for name, x in one.state_dict().items()}
+    turned = reorder_merges(state, old, new)
+    other.load_state_dict({name.removeprefix("stages.0.merge."): x for name, x in turned.items()})
+    x = torch.randn(1, 4, 2, 6, 3, dtype=torch.float64)
+    torch.testing.assert_close(other(x), one(x))

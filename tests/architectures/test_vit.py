@@ -116,7 +116,7 @@ def test_leaving_hidden_tokens_out_is_the_network_on_the_visible_ones(cls):
     for block in vit.blocks:
         x, _ = block(x, key)
     torch.testing.assert_close(got, vit.norm(x), rtol=1e-12, atol=1e-12)
-    nothing = Mask(torch.zeros(2, 3, 2, 3, dtype=torch.bool), visible=torch.arange(18).repeat(2, 1))
+    nothing = Mask(torch.zeros(2, 3, 2, 3, dtype=torch.bool), visible=torch.arange(18).expand(2, -1))
     everything = vit.encode_visible(volume, nothing)
     torch.testing.assert_close(everything[:, int(cls) :].unflatten(1, (3, 2, 3)), vit(volume).stages[0])
 

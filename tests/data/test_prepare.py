@@ -103,7 +103,7 @@ def test_too_many_bad_ones_fail_after_the_work_is_done(bad, tmp_path):
 def test_nothing_usable(tmp_path):
     folder = tmp_path / "input"
     folder.mkdir()
-    with pytest.raises(DataError, match="no usable CT volume"):
+    with pytest.raises(DataError, match="no usable volume"):
         prepare(folder, tmp_path / "store", max_bad=1)
     (folder / "text.nii.gz").write_text("no")
     with pytest.raises(DataError, match="no usable volume.*not-nifti"):
