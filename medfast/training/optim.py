@@ -17,7 +17,7 @@ __all__ = ["Group", "adamw", "clip", "groups", "rates", "set_rates"]
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters under one rule. decays: weight decay applies. frozen_until: t when they start. lr_scale: factor of lr."""
+    """Parameters under one rule. decays: weight decay applies. frozen_until: t of their start. lr_scale: times lr."""
 
     names: tuple[str, ...]
     decays: bool
