@@ -52,7 +52,8 @@ check: lint
 	$(BIN)/python -m pytest -q tests
 
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/window_attention.py
+	for one in window_attention swin_model token_contrast masking tokens architectures; do \
+		$(BIN)/python benchmarks/$$one.py || exit 1; done
 
 wheels: $(VENV)/.core
 	rm -rf kernels/build
