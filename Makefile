@@ -52,8 +52,8 @@ check: lint
 	$(BIN)/python -m pytest -q tests
 
 bench: $(VENV)/.dev
-	for one in window_attention swin_model token_contrast masking tokens architectures; do \
-		$(BIN)/python benchmarks/$$one.py || exit 1; done
+	$(BIN)/medfast bench kernels
+	$(BIN)/medfast bench architectures
 
 wheels: $(VENV)/.core
 	rm -rf kernels/build

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,12 @@ from pathlib import Path
 from medfast.data import command as data_verbs
 
 USAGE, DATA, ALARM = 2, 3, 4
+BENCHMARKS = {  # scripts of benchmarks/, in the order they run
+    "kernels": ("window_attention", "swin_model", "token_contrast", "masking", "tokens"),
+    "architectures": ("architectures", "models"),
+    "data": ("crops",),
+    "step": ("step",),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,6 +76,10 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run_folder", type=Path, metavar="RUN")
     report.add_argument("--store", type=Path, help="where the store is now, if it has moved since the run")
     report.set_defaults(run=_report)
+
+    bench = commands.add_parser("bench", help="CPU benchmark rows, appended to benchmarks/results of this checkout")
+    bench.add_argument("what", choices=tuple(BENCHMARKS))
+    bench.set_defaults(run=_bench)
 
     models = commands.add_parser("models", help="every architecture: parameters, cost, papers")
     models.set_defaults(run=_models)
@@ -146,6 +157,18 @@ def _report(options: argparse.Namespace) -> None:
         raise FileNotFoundError(f"{options.run_folder} has no finished checkpoint yet; nothing to report")
     checkpoint.read_into(objective, newest)
     print(report(options.run_folder, objective, _open_holdout(config, objective.views), config))
+
+
+def _bench(options: argparse.Namespace) -> int:
+    """Exit code of the first script that fails, 0 if none does."""
+    folder = Path(__file__).parents[1] / "benchmarks"
+    if not folder.is_dir():
+        raise FileNotFoundError("the benchmarks are no part of the installed package: run this in a checkout")
+    for script in BENCHMARKS[options.what]:
+        code = subprocess.run([sys.executable, str(folder / f"{script}.py")], check=False).returncode
+        if code:
+            return code
+    return 0
 
 
 def _models(options: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from medfast import __main__ as cli
 from medfast.__main__ import main
 from medfast.data.phantom import write_phantoms
 
@@ -116,3 +117,24 @@ def test_usage_errors_are_sentences(tmp_path, capsys):
 def test_doctor_prints(capsys):
     assert main(["doctor"]) == 0
     assert "window_attention" in capsys.readouterr().out
+
+
+def test_bench_runs_scripts_that_exist_and_stops_at_the_first_that_fails(monkeypatch):
+    calls = []
+
+    class Done:
+        returncode = 0
+
+    def run(command, check):
+        calls.append(Path(command[1]))
+        done = Done()
+        done.returncode = 7 if len(calls) == 3 else 0
+        return done
+
+    for what in cli.BENCHMARKS:
+        calls += [Path(cli.__file__).parents[1] / "benchmarks" / f"{name}.py" for name in cli.BENCHMARKS[what]]
+    assert all(path.is_file() for path in calls)
+    calls.clear()
+    monkeypatch.setattr(cli.subprocess, "run", run)
+    assert cli.main(["bench", "kernels"]) == 7
+    assert [path.stem for path in calls] == list(cli.BENCHMARKS["kernels"][:3])
