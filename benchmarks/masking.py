@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
 
 import torch
 from apart import ALLOCATORS, apart
@@ -78,9 +79,9 @@ def measure(n: int, rounds: int, allocator: str) -> list[dict]:
     attention = torch.randn(BATCH, n).softmax(dim=1)
     key = mk.Key(0, sample=torch.arange(BATCH)).at(mk.Role.HINTS)
     check(n, attention, key)
-    plain = lambda: mk.attention_mask(attention, RATIO)  # noqa: E731
-    hints = lambda: mk.attention_mask(attention, RATIO, hint=HINT, key=key)  # noqa: E731
-    ids = lambda: mk.random_ids(n, n // 4, key=key)  # noqa: E731
+    plain = partial(mk.attention_mask, attention, RATIO)
+    hints = partial(mk.attention_mask, attention, RATIO, hint=HINT, key=key)
+    ids = partial(mk.random_ids, n, n // 4, key=key)
     cases = {  # operator: the baseline first
         "attention_mask": {"topk + scatter": lambda: topk_scatter(attention), "reference": on("reference", plain),
                            "cpp": on("cpp", plain)},
