@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from medfast.objectives.losses import cross_entropy, entropy, mean_of_means
 from medfast.objectives.masking import hidden_tokens
-from medfast.types import Mask
+from medfast.types import Mask, Output
 
 ROWS = 2048  # tokens whose logits exist at a time: 64 MiB of fp32 for 8192 prototypes, on each side
 
@@ -81,3 +81,16 @@ def _rows(student: Tensor, teacher: Tensor, weight: Tensor, sides: Sides) -> tup
     ]
     rows, used = zip(*pieces, strict=True)
     return torch.cat(rows), torch.stack(used).sum(dim=0)
+
+
+def weighted(
+    weights: Mapping[str, float], losses: Mapping[str, Tensor], terms: Mapping[str, Term], mask: Mask
+) -> Output:
+    """What an objective returns: losses times their weights, gauges and sums of what it distilled, its mask's share."""
+    gauges = {f"entropy_{name}": term.entropy for name, term in terms.items()}
+    gauges["mask_ratio"] = mask.where.to(torch.float32).mean()
+    return Output(
+        {name: weights[name] * loss for name, loss in losses.items()},
+        gauges,
+        {name: term.sums for name, term in terms.items()},
+    )

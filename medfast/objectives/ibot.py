@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import medfast_kernels as mk
-from medfast.objectives.distillation import Sides, Term, distil_image, distil_patches
+from medfast.objectives.distillation import Sides, Term, distil_image, distil_patches, weighted
 from medfast.objectives.heads import Prototypes, Trunk
 from medfast.objectives.losses import Centres
 from medfast.objectives.masking import count_of, drawn_ahead, hidden_tokens, hidden_voxels, random_cells, share
@@ -124,13 +124,7 @@ class IBOT(Objective):
             losses["patch"] = terms["patch"].loss
         if self.image:
             losses["image"] = torch.stack([terms[name].loss for name in self.image]).mean()
-        gauges = {f"entropy_{name}": term.entropy for name, term in terms.items()}
-        gauges["mask_ratio"] = look.mask.where.to(torch.float32).mean()
-        return Output(
-            {name: self.weights[name] * loss for name, loss in losses.items()},
-            gauges,
-            {name: term.sums for name, term in terms.items()},
-        )
+        return weighted(self.weights, losses, terms, look.mask)
 
     def cells(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """A cell of the mask is one token of the distilled stage."""

@@ -19,7 +19,7 @@ from medfast.objectives.losses import Centres, masked_l1
 from medfast.objectives.masking import drawn_ahead, hidden_voxels
 from medfast.objectives.options import chosen_weights, distilled_stage, momenta, positive, token_width
 from medfast.objectives.schedules import Points, cosine, piecewise, points
-from medfast.objectives.views import given_mask, grid_of, split_views, stack_valid, stack_views
+from medfast.objectives.views import given_mask, grid_of, judged, split_views, stack_views
 from medfast.types import Backbone, Batch, Features, Key, Mask, Masker, Objective, Output, Teacher
 
 WEIGHTS = {"image": 1.0, "recon": 0.6}
@@ -93,9 +93,7 @@ class MST(Objective):
             term = self._distil(look, t)
             losses["image"], sums["image"], gauges["entropy_image"] = term.loss, term.sums, term.entropy
         if "recon" in self.weights:
-            valid = stack_valid(batch)
-            whole = torch.ones_like(look.volume[:, 0], dtype=torch.bool) if valid is None else valid
-            losses["recon"] = masked_l1(self._reconstruct(look), look.volume, whole)
+            losses["recon"] = masked_l1(self._reconstruct(look), look.volume, judged(batch))
         return Output({name: self.weights[name] * loss for name, loss in losses.items()}, gauges, sums)
 
     def cells(self, size: tuple[int, ...]) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from medfast.objectives.contrast import group_size, groups_of, nt_xent
 from medfast.objectives.heads import Upsampler
 from medfast.objectives.losses import at_least_fp32, masked_l1
 from medfast.objectives.options import chosen_weights, one_of, positive
-from medfast.objectives.views import split_views, stack_valid, stack_views
+from medfast.objectives.views import judged, split_views, stack_views
 from medfast.types import Backbone, Batch, Features, Objective, Output
 
 WEIGHTS = {"recon": 1.0, "rotation": 1.0, "contrast": 1.0}
@@ -64,9 +64,8 @@ class RCR(Objective):
         seen = self.backbone(volume, key=key if self.training else None)
         losses, gauges = {}, {}
         if "recon" in self.weights:
-            whole, valid = torch.cat(tuple(planned(batch.targets, "uncut"))), stack_valid(batch)
-            where = torch.ones_like(whole[:, 0], dtype=torch.bool) if valid is None else valid
-            losses["recon"] = masked_l1(self._reconstruct(seen, volume), whole, where)
+            whole = torch.cat(tuple(planned(batch.targets, "uncut")))
+            losses["recon"] = masked_l1(self._reconstruct(seen, volume), whole, judged(batch))
         if "rotation" in self.weights:
             told = at_least_fp32(self.rotation(view_vector(seen.stages[-1], self.read, 0)))
             turns = planned(batch.params, "rotation").T.flatten()  # (b, views), stacked view after view

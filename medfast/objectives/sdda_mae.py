@@ -16,7 +16,7 @@ from medfast.objectives.heads import Voxels
 from medfast.objectives.losses import at_least_fp32, cross_entropy, masked_mse
 from medfast.objectives.masking import hidden_voxels
 from medfast.objectives.options import chosen_weights, positive, token_width
-from medfast.objectives.views import given_mask, grid_of, stack_valid, stack_views
+from medfast.objectives.views import given_mask, grid_of, judged, stack_views
 from medfast.types import Batch, Features, Mask, Masker, Network, Objective, Output
 
 WEIGHTS = {"recon": 1.0, "distil": 1.0}
@@ -74,8 +74,8 @@ class SDDAMAE(Objective):
         look = self._look(batch, drop_path=self.training)
         losses = {}
         if "recon" in self.weights:
-            where, valid = self._hidden(look), stack_valid(_flat(batch))
-            losses["recon"] = masked_mse(self._painted(look), look.image, where if valid is None else where & valid)
+            where = judged(_flat(batch), self._hidden(look))
+            losses["recon"] = masked_mse(self._painted(look), look.image, where)
         if "distil" in self.weights:
             student = self.student(look.seen.stages[-1].mean(dim=(1, 2)))
             target = self.target(look.decoded.detach().mean(dim=(1, 2)))

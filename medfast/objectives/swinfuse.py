@@ -19,7 +19,7 @@ from medfast.objectives.heads import Upsampler
 from medfast.objectives.losses import at_least_fp32, masked_l1
 from medfast.objectives.options import chosen_weights, one_of, positive
 from medfast.objectives.rcr import planned, view_vector
-from medfast.objectives.views import split_views, stack_valid, stack_views
+from medfast.objectives.views import judged, split_views, stack_views
 from medfast.types import Batch, EncodesPairs, Features, Key, Objective, Output
 
 WEIGHTS = {"recon": 1.0, "rotation": 1.0, "contrast": 1.0, "divergence": 1.0}
@@ -74,9 +74,8 @@ class SwinFUSE(Objective):
         last = torch.cat([features.stages[-1] for features in pair])
         losses, gauges = {}, {}
         if "recon" in self.weights:
-            whole, valid = torch.cat(tuple(planned(batch.targets, "uncut"))), stack_valid(batch)
-            where = torch.ones_like(whole[:, 0], dtype=torch.bool) if valid is None else valid
-            losses["recon"] = masked_l1(self.decoder(last, tuple(whole.shape[2:])), whole, where)
+            whole = torch.cat(tuple(planned(batch.targets, "uncut")))
+            losses["recon"] = masked_l1(self.decoder(last, tuple(whole.shape[2:])), whole, judged(batch))
         if "rotation" in self.weights:
             told = at_least_fp32(self.rotation(view_vector(last, self.read, 0)))
             turns = planned(batch.params, "rotation").T.flatten()
