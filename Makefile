@@ -40,7 +40,7 @@ demo: $(VENV)/.core
 	@echo "open:  $(CURDIR)/$(RUN)/run/report/index.html"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --hypothesis-profile=repeatable -m "not slow" tests
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -59,6 +59,8 @@ def test_any_problem(case):
     results = [values_and_gradients(operator, *low) for operator in (cpp, mk.reference.window_attention)]
     largest = max(1.0, *(x.abs().max().item() for x in exact))
     few = 100 * torch.finfo(torch.float32).eps * largest  # of rounding: where terms cancel, eager is right by chance
+    if case["cosine"]:  # the gradient of x / |x| is divided by |x|, and so is its rounding
+        few /= min(1.0, qkv[..., :2, :, :].norm(dim=-1).min().item())
     for i, (ours, theirs, truth) in enumerate(zip(*results, exact, strict=True)):
         assert (ours - truth).abs().max() <= (3 if i else 2) * (theirs - truth).abs().max() + few
 
