@@ -1,6 +1,7 @@
 """Window attention as MONAI's Swin does it: pad, roll, partition, attend, and back; tests hold it to MONAI's own block.
 
-A contender for machines that have no MONAI. qkv is given, so that the projection can be inside or outside.
+A contender for machines that have no MONAI. qkv is given, so that the projection can be inside or outside. The part in
+the middle is eager, or one of torch's fused attentions.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -25,6 +27,18 @@ def eager(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor) -> Tensor
 def sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
     both = (bias[None] + mask[:, None]).repeat(len(q) // len(mask), 1, 1, 1)
     return scaled_dot_product_attention(q, k, v, attn_mask=both.to(q.dtype))
+
+
+compiled_flex = torch.compile(flex_attention, dynamic=False)
+
+
+def flex(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
+    """FlexAttention, bias and mask added by its score_mod; on CPU it has no backward (torch 2.13) and says so."""
+
+    def add(score, window, head, row, column):
+        return score + bias[head, row, column] + mask[window % len(mask), row, column]
+
+    return compiled_flex(q, k, v, score_mod=add)  # pyright: ignore[reportReturnType]: a tuple only with return_lse
 
 
 class Partitioned:
