@@ -1,6 +1,6 @@
 # make demo   sets up .venv, prepares CT volumes, pretrains, writes a report       (DATA=folder of your own NIfTI files)
 # make test   sets up .venv, runs the quick tests                                  make check   lint, types, floors, slow tests
-# make bench  CPU benchmark rows into benchmarks/results/
+# make bench  CPU benchmark rows into benchmarks/results/                          make soak  ten minutes of the loader, memory must stay flat
 # make wheels medfast_kernels as a wheel in dist/, which needs no compiler (MEDFAST_CUDA=1: with the CUDA kernels)
 # make oldest the kernels' Python part on the oldest torch that the package index has for Python 3.11
 
@@ -14,7 +14,7 @@ RUN    := runs/demo
 export MALLOC_MMAP_THRESHOLD_ := 1073741824
 export MALLOC_TRIM_THRESHOLD_ := 1073741824
 
-.PHONY: demo test check lint bench wheels oldest clean
+.PHONY: demo test check lint bench soak wheels oldest clean
 
 $(VENV)/.core: requirements/cpu.txt pyproject.toml setup.py $(wildcard csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -33,7 +33,8 @@ demo: $(VENV)/.core
 	if [ -z "$$input" ] && [ -d ../shared/data/ct ]; then input=../shared/data/ct; fi; \
 	if [ -z "$$input" ]; then input=$(RUN)/phantoms; $(BIN)/medfast data phantoms $$input; fi; \
 	$(BIN)/medfast data prepare "$$input" --store $(RUN)/store --max-bad 1
-	@$(BIN)/medfast pretrain configs/demo.yaml data.store=$(RUN)/store out=$(RUN)/run
+	@OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node 2 -m medfast pretrain configs/demo.yaml \
+		data.store=$(RUN)/store out=$(RUN)/run
 	@$(BIN)/medfast report $(RUN)/run
 	@echo "store: $(CURDIR)/$(RUN)/store"
 	@echo "run:   $(CURDIR)/$(RUN)/run"
@@ -54,6 +55,10 @@ check: lint
 bench: $(VENV)/.dev
 	$(BIN)/medfast bench kernels
 	$(BIN)/medfast bench architectures
+	$(BIN)/medfast bench data
+
+soak: $(VENV)/.dev
+	$(BIN)/python benchmarks/soak.py --minutes 10
 
 wheels: $(VENV)/.core
 	rm -rf kernels/build

@@ -55,7 +55,8 @@ class Partitioned:
         x = pad(qkv.flatten(4), (0, 0, *(0, self.pads) * 3))
         x = _windows(torch.roll(x, (-self.shift,) * 3, (1, 2, 3)), w).unflatten(-1, (3, heads, -1))
         bias = table[self.rows].permute(2, 0, 1)
-        out = self.attend(*x.permute(2, 0, 3, 1, 4).unbind(0), bias, self.mask.to(table.dtype))
+        q, k, v = x.permute(2, 0, 3, 1, 4)
+        out = self.attend(q, k, v, bias, self.mask.to(table.dtype))
         n, side = (grid + self.pads) // w, grid + self.pads
         out = out.transpose(1, 2).reshape(-1, n, n, n, w, w, w, heads * qkv.shape[-1])
         out = out.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(-1, side, side, side, heads * qkv.shape[-1])

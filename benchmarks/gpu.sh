@@ -45,6 +45,13 @@ if python -c 'import yaml' 2>/dev/null; then
     run 60 python benchmarks/gpu_check.py --quick
     run 40 python benchmarks/step.py configs/smart.yaml --device cuda --precision bf16 --batch 4
     run 40 python benchmarks/step.py configs/smit.yaml --device cuda --precision bf16 --batch 4
+    run 120 python benchmarks/breakdown.py configs/smart.yaml --device cuda --precision bf16 --batch 8
+    run 300 python benchmarks/objectives.py --device cuda --size 128 --precision bf16
+    if python -c 'import nibabel' 2>/dev/null; then
+        run 120 python benchmarks/crops_gpu.py
+    else
+        echo "no nibabel: the rows of crops are left out"
+    fi
 else
     echo "no PyYAML: the rows of whole steps are left out"
 fi

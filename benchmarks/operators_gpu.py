@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import masking
 import torch
+from gpu_check_operators import same as same_bits
 from on_gpu import TOLERANCE, copied, graphed, milliseconds, no_row, on, peak_extra, why_no_row, write, wrong
 from token_contrast import TEMPERATURE, Chunked, Dense
 from tokens import einsum_attention
@@ -135,7 +136,7 @@ def attention_mask(n: int, device: str, rounds: int) -> None:
     for backend, call in (theirs | ours).items():
 
         def right(call=call, bits=backend in ours) -> str | None:
-            same = not bits or all(torch.equal(a, b) for a, b in zip(call(), truth, strict=True))
+            same = not bits or all(map(same_bits, call(), truth))
             return None if same else "other bits than the definition"
 
         reason = why_no_row(right)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
-from rows import append, environment
+from rows import ROOT, append, environment
 
 from medfast import config as configuration
 from medfast.types import Batch, Key, Objective
@@ -80,15 +80,20 @@ def measure(step: Callable[[], None], device: str, rounds: int) -> float:
     return statistics.median(times)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="One optimizer step of a preset.")
-    parser.add_argument("config")
+def arguments(description: str, rounds: int) -> argparse.ArgumentParser:
+    """What every script that times steps of a preset asks for."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("config", nargs="?", default=str(ROOT / "configs" / "smart.yaml"))
     parser.add_argument("--batch", type=int, default=1, help="volumes; each has the objective's number of views")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--tiny", action="store_true")
-    given = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    given = arguments("One optimizer step of a preset.", rounds=5).parse_args()
     check(given.config, given.device)
     config = configuration.load(given.config, tiny=given.tiny)
     objective = configuration.build(config).to(given.device).train()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from typing import Any
 
 import torch
 from apart import ALLOCATORS, apart
@@ -72,15 +73,15 @@ def measure(shape: str, rounds: int, allocator: str, backward: bool) -> list[dic
     batch, grid, channels, heads = SHAPES[shape]
     inputs, grad = problem(shape)
     runs = contenders(grid, backward)
-    last = (heads, grad if backward else None)
-    exact = [t.detach().double().requires_grad_() for t in inputs]
-    truth = step(runs["reference"], *exact, heads, grad.double() if backward else None)
+    given: tuple[Any, ...] = (*inputs, heads, grad if backward else None)
+    x, weight, table = (t.detach().double().requires_grad_() for t in inputs)
+    truth = step(runs["reference"], x, weight, table, heads, grad.double() if backward else None)
     for name, run in runs.items():
-        for got, expected in zip(step(run, *inputs, *last), truth, strict=True):
+        for got, expected in zip(step(run, *given), truth, strict=True):
             error = ((got - expected).abs().max() / expected.abs().max()).item()
             if error > 2e-5:
                 sys.exit(f"{name} is wrong at {shape}: relative error {error:.1e}; no row is written")
-    p50 = interleaved({name: lambda run=run: step(run, *inputs, *last) for name, run in runs.items()}, rounds)
+    p50 = interleaved({name: lambda run=run: step(run, *given) for name, run in runs.items()}, rounds)
     return [
         {
             **environment(), "allocator": allocator, "op": "window_attention", "backend": name, "shape": shape,

@@ -3,6 +3,7 @@
 #include "random_kernel.h"
 
 #include "philox.h"
+#include "scalar_math.h"
 
 namespace {
 
@@ -28,21 +29,6 @@ void words(const Philox& philox, int64_t sample, uint32_t first_block, uint32_t*
   }
   for (int i = 0; i < kBlocks; ++i)
     for (int w = 0; w < 4; ++w) out[4 * i + w] = word[w][i];
-}
-
-template <class To, class From>
-inline To same_bits(From from) {
-  To to;
-  __builtin_memcpy(&to, &from, sizeof(to));
-  return to;
-}
-
-// log(x), 2^-24 <= x <= 1: x = 2^e m with m near 1, and the series of 2 artanh((m - 1) / (m + 1)).
-inline float log_positive(float x) {
-  const int32_t bits = same_bits<int32_t>(x), e = (bits - 0x3F3504F3) >> 23;  // m in [sqrt(1/2), sqrt(2))
-  const float m = same_bits<float>(bits - e * (1 << 23)), s = (m - 1.0f) / (m + 1.0f), z = s * s;
-  const float series = z * (1.0f / 3 + z * (1.0f / 5 + z * (1.0f / 7 + z * (1.0f / 9))));
-  return float(e) * 0.693359375f + (float(e) * -2.12194440e-4f + (2.0f * s + 2.0f * s * series));
 }
 
 // cos and sin of 0 <= x <= 2 pi: Taylor series around the nearest multiple of pi / 2.

@@ -1,6 +1,7 @@
 """The command line: assembles everything, is imported by nobody.
 
-Exit codes: 0 done; 2 usage; 3 data integrity; 4 stopped by an alarm; 75 preempted after a saved checkpoint.
+Exit codes: 0 done; 2 usage; 3 data integrity; 4 stopped by an alarm; 69 a rank is hung or missing; 74 a file could not
+be written (disk full, read-only); 75 preempted after a saved checkpoint.
 """
 
 from __future__ import annotations
@@ -12,14 +13,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from medfast import runs as run_verbs
 from medfast.data import command as data_verbs
+from medfast.planning import command as planning_verbs
 
-USAGE, DATA, ALARM = 2, 3, 4
+USAGE, DATA, ALARM, WRITING = 2, 3, 4, 74
 BENCHMARKS = {  # scripts of benchmarks/, in the order they run
     "kernels": ("window_attention", "swin_model", "token_contrast", "masking", "tokens"),
     "architectures": ("architectures", "models"),
-    "data": ("crops",),
-    "step": ("step",),
+    "data": ("prepare", "crops"),
+    "step": ("step", "overheads"),
+    "plan": ("memory", "traffic"),
+    "objectives": ("objectives",),
 }
 
 
@@ -32,6 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest:  # key=value may also come after the options, where argparse does not look for it
         options.overrides += rest
     try:
+        if options.local_rank is not None:
+            from medfast.training.launch import same_rank
+
+            same_rank(options.local_rank, os.environ)
         return options.run(options) or 0
     except Exception as error:
         code = _exit_code(error)
@@ -43,48 +52,65 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _exit_code(error: Exception) -> int | None:
     from medfast.data.store import DataError
-    from medfast.training import Diverged
+    from medfast.training import LOST, Diverged, RankLost
 
-    if isinstance(error, DataError):
-        return DATA
-    if isinstance(error, Diverged):
-        return ALARM
-    if isinstance(error, (ValueError, FileNotFoundError, ModuleNotFoundError)):
-        return USAGE
-    return None
+    codes = (  # the first that fits: a file that is missing is an OSError too
+        (DataError, DATA), (Diverged, ALARM), (RankLost, LOST),
+        ((ValueError, FileNotFoundError, ModuleNotFoundError), USAGE), (OSError, WRITING),
+    )  # fmt: skip
+    return next((code for kind, code in codes if isinstance(error, kind)), None)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="medfast", description="Pretraining of 3D medical transformers on CT volumes."
     )
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher puts it first
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     doctor = commands.add_parser("doctor", help="what is installed, what is missing, which backend each operator uses")
     doctor.set_defaults(run=_doctor)
 
     data_verbs.add(commands)
+    run_verbs.add(commands)
 
-    pretrain = commands.add_parser("pretrain", help="run an experiment")
-    pretrain.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, e.g. configs/smart.yaml")
-    pretrain.add_argument("--tiny", action="store_true", help="shrink any preset to seconds a step on two cores")
-    pretrain.add_argument("--steps", type=int, help="length of the run in optimizer steps")
-    pretrain.add_argument("overrides", nargs="*", metavar="section.key=value")
-    pretrain.set_defaults(run=_pretrain)
-
-    report = commands.add_parser("report", help="one self-contained page about a run")
-    report.add_argument("run_folder", type=Path, metavar="RUN")
-    report.add_argument("--store", type=Path, help="where the store is now, if it has moved since the run")
-    report.set_defaults(run=_report)
-
+    _add_drill(commands)
+    planning_verbs.add(commands)
     bench = commands.add_parser("bench", help="CPU benchmark rows, appended to benchmarks/results of this checkout")
     bench.add_argument("what", choices=tuple(BENCHMARKS))
     bench.set_defaults(run=_bench)
 
     models = commands.add_parser("models", help="every architecture: parameters, cost, papers")
     models.set_defaults(run=_models)
+    _add_check(commands)
     _add_interchange(commands)
     return parser
+
+
+def _add_check(commands) -> None:
+    """check learn, check ablations."""
+    verbs = commands.add_parser("check", help="is learning seen? linear probes on phantoms whose organs are known")
+    verbs = verbs.add_subparsers(required=True, dest="what", metavar="WHAT")
+    for name, told in (("learn", "each objective against random initialisation"),
+                       ("ablations", "known directions of the papers' ablations")):  # fmt: skip
+        verb = verbs.add_parser(name, help=told)
+        verb.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+        verb.add_argument("--steps", type=int, help="of every run, instead of as many as take about 20 s")
+        verb.add_argument("--out", type=Path, default=Path("runs/check"), help="store, runs, tables (runs/check)")
+        verb.add_argument("--page", type=Path, help="a Markdown file that gets the table too, e.g. docs/learning.md")
+        if name == "learn":
+            verb.add_argument("--objectives", nargs="+", metavar="NAME", help="default: all")
+        verb.set_defaults(run=_check)
+
+
+def _add_drill(commands) -> None:
+    drill = commands.add_parser("drill", help="break short runs on purpose, and see what becomes of them")
+    drill.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file; runs are as small as --tiny has them")
+    drill.add_argument("--out", type=Path, default=Path("runs/drill"), help="for drill.jsonl (default runs/drill)")
+    drill.add_argument("--quick", action="store_true", help="one or two injections of each group, in a minute")
+    drill.add_argument("--only", metavar="WORDS", help="the injections with these words in their name")
+    drill.add_argument("overrides", nargs="*", metavar="section.key=value")
+    drill.set_defaults(run=_drill)
 
 
 def _add_interchange(commands) -> None:
@@ -117,46 +143,11 @@ def _doctor(options: argparse.Namespace) -> None:
     print(doctor())
 
 
-def _pretrain(options: argparse.Namespace) -> None:
-    from medfast import config as configuration
-    from medfast.data.loader import open_stream
-    from medfast.training import pretrain
+def _drill(options: argparse.Namespace) -> int:
+    """1 where something did not go as it must."""
+    from medfast.drill import drill
 
-    config = configuration.load(options.config, *options.overrides, tiny=options.tiny, steps=options.steps)
-    _require(config, "out", "out=runs/NAME", "the run folder")
-    _require(config.setdefault("data", {}), "store", "data.store=STORE", "the prepared volumes (medfast data prepare)")
-    if options.tiny and config["objective"]["name"] in configuration.STAND_INS:
-        print(f"--tiny: {configuration.STAND_INS[config['objective']['name']]}")
-    objective = configuration.build(config)
-    train = configuration.train_settings(config)
-    stream = open_stream(config["data"], seed=train.seed, batch=train.batch, views=objective.views, split="train",
-                         ahead=objective.ahead)  # fmt: skip
-    missing = sorted(objective.needs - stream.gives)
-    if missing:
-        raise ValueError(
-            f"the objective {config['objective']['name']} reads {missing}, which this data section does not make: "
-            "rotation comes with data.rotate=true, flip with data.flip=true, uncut with data.cutout=true"
-        )
-    pretrain(objective, config, stream, _open_holdout(config, objective.views))
-
-
-def _report(options: argparse.Namespace) -> None:
-    from medfast import config as configuration
-    from medfast.evaluation import report
-    from medfast.training import checkpoint
-
-    resolved = options.run_folder / "config.resolved.yaml"
-    if not resolved.exists():
-        raise FileNotFoundError(f"{options.run_folder} is no run folder: it has no config.resolved.yaml")
-    config = configuration.load(resolved)
-    if options.store is not None:
-        config["data"]["store"] = str(options.store)
-    objective = configuration.build(config)
-    newest = checkpoint.latest(options.run_folder)
-    if newest is None:
-        raise FileNotFoundError(f"{options.run_folder} has no finished checkpoint yet; nothing to report")
-    checkpoint.read_into(objective, newest)
-    print(report(options.run_folder, objective, _open_holdout(config, objective.views), config))
+    return drill(options.config, options.overrides, options.out, main, quick=options.quick, only=options.only)
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -177,13 +168,22 @@ def _models(options: argparse.Namespace) -> None:
     print(table())
 
 
+def _check(options: argparse.Namespace) -> None:
+    from medfast import check
+
+    if options.what == "learn":
+        print(check.learn(options.out, options.seeds, options.objectives, options.steps, options.page))
+    else:
+        print(check.ablations(options.out, options.seeds, options.steps, options.page))
+
+
 def _import(options: argparse.Namespace) -> None:
     from medfast import config as configuration
     from medfast.interchange import import_weights
 
     if options.config is not None:
         section = configuration.load(options.config)["objective"].get("backbone")
-        _require({"backbone": section}, "backbone", "--backbone '{name: ...}'", "the architecture")
+        run_verbs.require({"backbone": section}, "backbone", "--backbone '{name: ...}'", "the architecture")
     else:
         section = configuration.parse(options.backbone)
     import_weights(options.weights, options.kind, section, options.out, partial=options.partial)
@@ -193,20 +193,6 @@ def _export(options: argparse.Namespace) -> None:
     from medfast.interchange import export_weights
 
     export_weights(options.source, options.kind, options.out, part=options.part, partial=options.partial)
-
-
-def _open_holdout(config: dict, views: int):
-    """Held-out crops, the same whatever a run's seed and batch, and with no augmentation in what must be restored."""
-    from medfast.data.loader import open_stream
-    from medfast.objectives.held_out import HOLDOUT_BATCH, HOLDOUT_SEED
-
-    data = {**config["data"], "intensity": None}
-    return open_stream(data, seed=HOLDOUT_SEED, batch=HOLDOUT_BATCH, views=views, split="holdout")
-
-
-def _require(section: dict, key: str, example: str, what: str) -> None:
-    if not section.get(key):
-        raise ValueError(f"{what} is not given: add {example} to the command line")
 
 
 if __name__ == "__main__":

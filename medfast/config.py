@@ -3,7 +3,7 @@ keywords, so the constructor's signature is the schema: there is no second list 
 
 ``load`` reads, applies ``key=value`` overrides and refuses unknown keys, offering the nearest valid one, and values
 that do not fit the constructor's annotations; ``build`` makes the objective. Nothing here is imported by another module
-of the package but ``medfast.__main__``.
+of the package but ``medfast.__main__``, ``medfast.runs`` and ``medfast.check``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from medfast.annotations import fit, hints
-from medfast.architectures import BACKBONES, NETWORKS
+from medfast.architectures import ARCHITECTURES, BACKBONES, ENCODERS
 from medfast.data.loader import Stream
 from medfast.objectives import MASKS, OBJECTIVES
 from medfast.training import Optim, Train, deepspeed_engine, start
@@ -28,8 +28,8 @@ from medfast.types import Network, Objective
 SECTIONS = ("objective", "data", "optim", "train", "deepspeed", "init", "out")
 _TABLES: dict[str, Mapping[str, Callable]] = {
     "objective": OBJECTIVES,
-    "backbone": {**BACKBONES, **NETWORKS},
-    "encoder": {**NETWORKS, **BACKBONES},  # of an objective that asks for no network: names of both mean the encoder
+    "backbone": ARCHITECTURES,
+    "encoder": {**ARCHITECTURES, **BACKBONES},  # of an objective that asks for no network
     "mask": MASKS,
 }
 # arguments of Stream that are no option of the data section
@@ -162,7 +162,9 @@ def _check_call(path: str, section: Any) -> None:
 def _checked_call(path: str, section: Any, table: str) -> dict[str, Any]:
     _check_call(path, section)
     given = {key: value for key, value in section.items() if key != "name"}
-    return {"name": section["name"], **_checked(path, given, hints(_resolve(path, section, table)))}
+    encoder = f"{section['name']}_encoder"  # whoever reads the result alone, or its weights, must not take the network
+    name = encoder if table == "encoder" and encoder in ENCODERS else section["name"]
+    return {"name": name, **_checked(path, given, hints(_resolve(path, section, table)))}
 
 
 def _checked(path: str, section: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
@@ -287,7 +289,7 @@ def _shrink(config: dict[str, Any]) -> None:
     backbone = objective.get("backbone") or {}
     if backbone:
         accepted = hints(_resolve("objective.backbone", backbone, _table("backbone", known["backbone"])))
-        for key, value in copy.deepcopy(TINY.get(backbone["name"], TINY["backbone"])).items():
+        for key, value in copy.deepcopy(TINY.get(backbone["name"].removesuffix("_encoder"), TINY["backbone"])).items():
             if key in accepted:  # as many stages as the preset has
                 backbone[key] = value[: len(backbone.get(key, value))] if isinstance(value, list) else value
     size = (config.get("data") or {}).get("size")

@@ -63,6 +63,7 @@ PARTS = (
     Part("nvidia.dali", ("nvidia-dali-cuda130", "nvidia-dali-cuda120"),
          "data.executor: dali, views made by DALI; torch makes the same views",
          'pip install "medfast[dali-cu13]" (CUDA 12 drivers: dali-cu12)'),
+    Part("blosc2", ("blosc2",), "stores of the layout blosc2, half the disk", 'pip install "medfast[blosc2]"'),
     Part("isal", ("isal",), "data prepare inflates .nii.gz about twice as fast", "pip install isal"),
     Part("triton", ("triton",), "the Triton kernels, and torch.compile, on NVIDIA GPUs", "pip install triton"),
     Part("ninja", ("ninja",), "building csrc in parallel", DEV),

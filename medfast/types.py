@@ -7,7 +7,7 @@ Volumes are (b, c, d, h, w), or (b, c, h, w) in 2D. Feature maps are channels-la
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -250,6 +250,11 @@ class Objective(nn.Module):
         """Targets for views of ``size`` that the data pipeline makes on the host, ahead of time, because how long they
         take only their draw knows: name -> function of the batch's key, stacked over the views, to (views * b, ...)."""
         return {}
+
+    def encode(self, batch: Batch) -> Sequence[Features]:
+        """For gauges: what the encoder makes of each view, whole and without drop path; [] where that means nothing."""
+        backbone = getattr(self, "backbone", None)
+        return [backbone(view) for view in batch.views] if isinstance(backbone, Backbone) else []
 
     def picture(self, batch: Batch) -> dict[str, tuple[Tensor, ...]]:
         """For reports: what there is of "reconstruction", "mask", "drop", "attention", one tensor per view, no grad."""

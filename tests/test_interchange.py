@@ -1,7 +1,6 @@
 """Weights in and out: equal outputs against MONAI's own networks through files, partial loads, refusals, init."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -216,77 +215,3 @@ def test_formats_architectures_and_targets_that_do_not_fit_are_refused(swin_file
     with pytest.raises(ValueError, match="holds networks with depth=12, not 4, taps="):
         export_weights(save(tmp_path / "u.safetensors", state, deep), "monai_unetr", tmp_path / "o")
     assert not (tmp_path / "o").exists()
-
-
-DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run folder with a checkpoint, written without training."""
-    import yaml
-
-    from medfast.training import checkpoint
-
-    folder = tmp_path_factory.mktemp("run")
-    settings = config.load(DEMO, tiny=True)
-    (folder / "config.resolved.yaml").write_text(yaml.safe_dump(settings))
-    objective = config.build(settings)
-    parts = {**checkpoint.describe(objective), "optimizer": {}}
-    parts["teacher"] = {name: x + 1 for name, x in parts["teacher"].items()}
-    checkpoint.save(folder, 7, parts, {}, keep=1)
-    return folder, settings, objective
-
-
-def test_a_run_is_exported_and_starts_another_one(run, tmp_path, capsys):
-    folder, settings, objective = run
-    out = tmp_path / "out"
-    assert main(["export", str(folder), "--out", str(out), "--part", "teacher"]) == 0
-    about = json.loads((out / "config.json").read_text())
-    assert about["architecture"] == settings["objective"]["backbone"]
-    assert (
-        about["source"]["part"] == "teacher" and about["source"]["step"] == 7 and len(about["source"]["sha256"]) == 64
-    )
-    assert str(folder) not in (out / "README.md").read_text() + (out / "config.json").read_text()
-    scope = {}
-    exec(
-        loader("medfast", about["architecture"])
-        .replace('"model.', f'"{out}/model.')
-        .replace('"config.', f'"{out}/config.'),
-        scope,
-    )
-    weights = scope["net"].state_dict()
-    assert about["parameters"] == sum(x.numel() for x in scope["net"].parameters())
-    own = objective.teacher.state()
-    assert weights and all(torch.equal(x, own[f"backbone.{name}"] + 1) for name, x in weights.items())
-
-    from medfast.training import start
-
-    fresh, said = config.build({**settings, "train": {"seed": 5}}), []
-    start.initialise(fresh, {"from": str(out / "model.safetensors")}, said.append)
-    assert "from a backbone" in said[0] and "100.0%" in said[0]
-    assert all(torch.equal(x, weights[name]) for name, x in fresh.backbone.state_dict().items())
-
-
-def test_init_refuses_weights_of_a_network_that_computes_something_else(run, tmp_path):
-    folder, settings, _ = run
-    export_weights(folder, "medfast", tmp_path / "out", say=lambda _: None)
-    weights = f"init.from={tmp_path / 'out' / 'model.safetensors'}"
-    config.load(DEMO, weights, "objective.backbone.drop_path=0.0", tiny=True)
-    with pytest.raises(ValueError, match="clip: False there, True here.*config.json beside the weights"):
-        config.load(DEMO, weights, "objective.backbone.clip=true", tiny=True)
-
-
-def test_an_export_that_leaves_much_out_is_refused_unless_asked(run, tmp_path, capsys):
-    folder, settings, _ = run
-    assert settings["objective"]["backbone"]["semantic_attention"] is not None
-    command = ["export", str(folder), "--as", "monai_swin", "--out", str(tmp_path / "out")]
-    assert main(command) == 2
-    assert "without 'semantic." in capsys.readouterr().err and not (tmp_path / "out").exists()
-    assert main([*command, "--partial"]) == 0
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert "Left out" in card and "trained with clip=False, bias_index=geometric" in card
-    with pytest.raises(ValueError, match="turn it round with medfast import"):
-        from medfast.training import start
-
-        start._weights(tmp_path / "out" / "model.safetensors", "student")

@@ -57,6 +57,13 @@ def test_a_run_leaves_what_the_manual_promises(run):
         assert (folder / name).exists(), name
 
 
+def test_a_step_is_replayed_bit_for_bit_from_the_run_folder(run):
+    done = medfast("replay", str(run / "run"), "--step", "2")
+    assert done.returncode == 0 and "the same as the run wrote down, bit for bit" in done.stdout, done.stderr
+    assert (run / "run" / "replay" / "step_00000002_rank_00000.safetensors").exists()
+    assert main(["replay", str(run / "run"), "--step", "3"]) == 2
+
+
 def test_no_name_and_no_header_text_leaves_private(run):
     files = [p for p in run.rglob("*") if p.is_file() and "in" not in p.parts[-2:] and "private" not in p.parts]
     assert len(files) > 12

@@ -47,8 +47,8 @@ def check_device(name: str, value: Tensor, x: Tensor, of: str) -> None:
         raise ValueError(f"{name} must be on the device of {of}, {x.device}, got {value.device}")
 
 
-def check_key(key: Key) -> None:
-    """Refuse what addresses no samples."""
+def check_key(key: Key) -> Tensor:
+    """The samples that ``key`` addresses; what addresses none is refused."""
     if not isinstance(key, Key):
         raise TypeError(f"key must be a medfast_kernels.Key, got {type(key).__name__}")
     sample = key.sample
@@ -62,6 +62,7 @@ def check_key(key: Key) -> None:
             raise ValueError(f"key.{name} must hold one entry or {len(sample)}, got {tuple(word.shape)}")
         if isinstance(word, (float, str)) or isinstance(word, Tensor) and word.is_floating_point():
             raise TypeError(f"key.{name} must be an int or a tensor of integers, got {word!r}")
+    return sample
 
 
 def with_samples(key: Key | None, batch: int, device: torch.device) -> Key:
@@ -70,9 +71,9 @@ def with_samples(key: Key | None, batch: int, device: torch.device) -> Key:
         raise ValueError("a draw needs key, a medfast_kernels.Key; got None")
     if isinstance(key, Key) and key.sample is None:
         key = key._replace(sample=torch.arange(batch, device=device))
-    check_key(key)
-    if len(key.sample) != batch:  # type: ignore[arg-type]
-        raise ValueError(f"key.sample must be (b,) = ({batch},), got {tuple(key.sample.shape)}")  # type: ignore[union-attr]
+    sample = check_key(key)
+    if len(sample) != batch:
+        raise ValueError(f"key.sample must be (b,) = ({batch},), got {tuple(sample.shape)}")
     return key
 
 
@@ -120,7 +121,9 @@ def within(value: Share, name: str, low: float, high: float) -> Share:
     Tensors are read on a CPU only: elsewhere the answer would cost a synchronisation.
     """
     if isinstance(value, Tensor):
-        return _within(value, name, low, high) if value.device.type == "cpu" else value  # type: ignore[return-value]
+        if value.device.type != "cpu":
+            return value
+        return _within(value, name, low, high)  # type: ignore[return-value]  # a Tensor, as value is
     if value is not None and not low <= value <= high:
         raise ValueError(f"{name} must be in [{low}, {high}], got {value}")
     return value

@@ -39,6 +39,7 @@ KERNELS = {  # operator: who has a kernel of it, beside the reference
     "random_normal": ("cpp", "triton"),
     "drop_tokens": ("cpp", "triton"),
     "restore_tokens": ("cpp", "triton"),
+    "augment": ("cpp", "triton"),
 }
 OPERATORS = tuple(KERNELS)
 Arguments = ParamSpec("Arguments")

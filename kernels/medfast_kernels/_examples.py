@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import contrast, random, tokens
+from .augmentation import augment
 from .class_token import class_attention
 from .key import Key, Role
 from .masking import attention_mask
@@ -139,6 +140,28 @@ def _token_contrast(draw: _Draw, large: bool) -> list[Example]:
     return [example(name, mode) for name, mode in modes.items()]
 
 
+def _augment(draw: _Draw, large: bool) -> list[Example]:
+    """All of it, on boxes of different extents that are turned in different ways; sizes are no whole vectors."""
+    size, most = ((96, 96, 96), (3, 112, 120, 104)) if large else ((9, 14, 14), (3, 11, 17, 18))
+    boxes = (400 * draw.normal(*most)).to(torch.int16)
+    modes: dict[str, dict[str, Any]] = {
+        "all": {"extent": torch.tensor([(size[0], *most[2:]), most[1:], size]), "turn": torch.tensor([5, 10, 12]),
+                "blur": torch.tensor([0.0, 1.4, 0.7]), "gain": 1.1, "shift": torch.tensor([0.0, 0.2, -0.1]),
+                "contrast": torch.tensor([1.0, 0.8, 1.2]), "gamma": torch.tensor([1.0, 1.3, 1.1]),
+                "noise": torch.tensor([0.1, 0.0, 0.05])}}  # fmt: skip
+    if not large:
+        modes |= {"window alone": {}, "turned": {"extent": torch.tensor([size] * 3), "turn": torch.tensor([1, 7, 8])}}
+    key = draw.key(3, Role.NOISE)
+
+    def example(name: str, mode: dict[str, Any]) -> Example:
+        def call(boxes: Tensor, sample: Tensor) -> Tensor:
+            return augment(boxes, size, window=(-500, 500), key=key._replace(sample=sample), **mode)
+
+        return Example(name, {"boxes": boxes, "sample": draw.samples(3)}, call)
+
+    return [example(name, mode) for name, mode in modes.items()]
+
+
 _MAKERS: dict[str, Callable[[_Draw, bool], list[Example]]] = {
     "window_attention": _window,
     "class_attention": _class_attention,
@@ -151,4 +174,5 @@ _MAKERS: dict[str, Callable[[_Draw, bool], list[Example]]] = {
     "random_normal": _random(random.random_normal, ((7, 9),), (65536,), exact=False),
     "drop_tokens": _drop_tokens,
     "restore_tokens": _restore_tokens,
+    "augment": _augment,
 }

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import reference
 from .class_token import class_attention
 from .contrast import token_contrast
 from .key import Key
@@ -60,20 +62,20 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, keep: Tensor | None = None, key: Key | None = None) -> Tensor:
         """keep (b,) bool or None: samples with False come back as the bias of ``proj``; the caller drops them."""
+        dropout = 0.0 if key is None else self.dropout
+        return self.proj(window_attention(**self._call(x), dropout=dropout, keep=keep, key=key))
+
+    def attention_weights(self, x: Tensor) -> Tensor:
+        """What tokens attend to in ``forward``, see ``reference.window_attention_weights``: for gauges and pictures."""
+        return reference.window_attention_weights(**self._call(x))
+
+    def _call(self, x: Tensor) -> dict[str, Any]:
         shape = (3, self.heads, -1)
-        out = window_attention(
-            self.qkv(x).unflatten(-1, shape),
-            self.bias_table(),
-            window=self.window,
-            shift=self.shift,
-            pad_value=None if self.qkv.bias is None else self.qkv.bias.view(shape),
-            clip=self.clip,
-            bias_index=self.bias_index,
-            dropout=0.0 if key is None else self.dropout,
-            keep=keep,
-            key=key,
-        )
-        return self.proj(out)
+        return {
+            "qkv": self.qkv(x).unflatten(-1, shape), "bias": self.bias_table(), "window": self.window,
+            "shift": self.shift, "pad_value": None if self.qkv.bias is None else self.qkv.bias.view(shape),
+            "clip": self.clip, "bias_index": self.bias_index,
+        }  # fmt: skip
 
     def bias_table(self) -> Tensor:
         """The rows as the operator wants them; subclasses may keep theirs in another order."""

@@ -3,7 +3,8 @@
 A backbone is a ``medfast.types.Backbone``, a network a ``medfast.types.Network``. A new one is a file and a line here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from medfast.types import Backbone, Network
 
@@ -18,8 +19,8 @@ from .unetr import UNETR
 from .vit import ViT
 
 __all__ = [
-    "BACKBONES", "NETWORKS", "UNETR", "DAEEncoder", "DAEFormer", "NNFormer", "NNFormerEncoder", "ResNet50", "Swin",
-    "SwinFUSE", "SwinUNet", "ViT",
+    "ARCHITECTURES", "BACKBONES", "ENCODERS", "NETWORKS", "UNETR", "DAEEncoder", "DAEFormer", "NNFormer",
+    "NNFormerEncoder", "ResNet50", "Swin", "SwinFUSE", "SwinUNet", "ViT",
 ]  # fmt: skip
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
@@ -37,3 +38,6 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "nnformer": NNFormer,
     "dae_former": DAEFormer,
 }
+# names that mean an encoder to one caller and a network to another; these mean the encoder to everybody
+ENCODERS = {f"{name}_encoder": BACKBONES[name] for name in BACKBONES if name in NETWORKS}
+ARCHITECTURES: Mapping[str, Callable[..., Any]] = {**BACKBONES, **ENCODERS, **NETWORKS}

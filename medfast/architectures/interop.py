@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import BACKBONES, NETWORKS
+from . import ARCHITECTURES
 from .blocks import MERGE_ORDERS
 from .names import (
     DAE_FORMER,
@@ -32,7 +32,6 @@ from .names import (
 )  # fmt: skip
 
 ENOUGH = 0.95  # share of the numbers of a network that other weights must hold
-ARCHITECTURES: Mapping[str, Callable[..., Any]] = {**BACKBONES, **NETWORKS}
 _WRAPPERS = ("module.", "backbone.", "model.")  # what DataParallel and trainers put before every name
 _HARMLESS = {  # settings that leave what the shared weights compute as it is, or that shapes give away
     "name", "drop_path", "checkpoint", "taps", "classes", "semantic_attention", "sa_heads", "sa_type", "size",
@@ -128,13 +127,16 @@ FORMATS: dict[str, dict[str, Layout]] = {
             SMIT, "encoder", {**_SMIT_CODE, "merge": "smit"}, ("smit",), index=bias_index, keeps=("tap_norms",)
         ),
     },
-    "nnformer": {"nnformer": Layout(NNFORMER, "", {"bias_index": "legacy"}, index=_nnformer_index)},
+    "nnformer": {
+        "nnformer": Layout(NNFORMER, "", {"bias_index": "legacy"}, index=_nnformer_index),
+        "nnformer_encoder": Layout(NNFORMER, "encoder", {"bias_index": "legacy"}, index=_nnformer_index),
+    },
     "swinfuse": {
         "swinfuse": Layout(
             SWINFUSE, "", {"dim": "code", "merge": "monai_legacy"}, ("monai_legacy",), bias_index, fixed={"dim": "code"}
         )
     },
-    "dae_former": {"dae_former": Layout(DAE_FORMER)},
+    "dae_former": {"dae_former": Layout(DAE_FORMER), "dae_former_encoder": Layout(DAE_FORMER, "encoder")},
     "med3d": {"resnet50": Layout(RESNET, fixed={"dilated": True})},
 }
 
@@ -249,7 +251,7 @@ def reorder_merges(state: Mapping[str, Tensor], old: str, new: str) -> dict[str,
 def _unwrap(state: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
     """Without what trainers put before every name."""
     bare = dict(state)
-    wrappers = [w for w in _WRAPPERS if all(f"{theirs}." != w for _, theirs in names.pairs)]
+    wrappers = [w for w in _WRAPPERS if not any(f"{name}.".startswith(w) for _, name in names.pairs)]
     while bare and (found := [w for w in wrappers if all(name.startswith(w) for name in bare)]):
         bare = {name.removeprefix(found[0]): x for name, x in bare.items()}
     return bare

@@ -45,15 +45,25 @@ class CoAttention(nn.Module):
 
     def forward(self, query: Tensor, x: Tensor) -> Tensor:
         """What ``query`` finds in x: keys and values are x's. Same shape as both."""
-        weight, bias = self.in_proj.weight, self.in_proj.bias
-        inner = len(weight) // 3
-        q = F.linear(query, weight[:inner], bias[:inner])
-        kv = F.linear(x, weight[inner:], bias[inner:])
-        qkv = torch.cat((q, kv), dim=-1).unflatten(-1, (3, self.heads, -1))
+        qkv = self._qkv(query, x)
         if self.window is not None:
             return self.out_proj(mk.window_attention(qkv, window=self.window, shift=self.shift, pad="mask"))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    def attention_weights(self, query: Tensor, x: Tensor) -> Tensor:
+        """(b, windows, heads, N, N), for gauges; a sequence is one window."""
+        qkv = self._qkv(query, x)
+        if self.window is not None:
+            return mk.reference.window_attention_weights(qkv, window=self.window, shift=self.shift, pad="mask")
+        return mk.reference.window_attention_weights(qkv.unsqueeze(1), window=(1, qkv.shape[1]))
+
+    def _qkv(self, query: Tensor, x: Tensor) -> Tensor:
+        weight, bias = self.in_proj.weight, self.in_proj.bias
+        inner = len(weight) // 3
+        q = F.linear(query, weight[:inner], bias[:inner])
+        kv = F.linear(x, weight[inner:], bias[inner:])
+        return torch.cat((q, kv), dim=-1).unflatten(-1, (3, self.heads, -1))
 
 
 class DomainInvariance(nn.Module):
@@ -82,7 +92,7 @@ class DomainInvariance(nn.Module):
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """-> what each branch found in its view, as embeddings. Layer l of one reads layer l - 1 of the other."""
         x, y = self._sequences(a), self._sequences(b)
-        for first, second in zip(*self.branches, strict=True):  # type: ignore[arg-type]
+        for first, second in zip(*self.branches, strict=True):  # type: ignore[arg-type]  # a ModuleList of two lists
             x, y = first(y, x), second(x, y)
         return self._embedding(x, a), self._embedding(y, b)
 

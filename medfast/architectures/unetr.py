@@ -102,7 +102,7 @@ class UNETR(nn.Module):
         image. Raises ValueError for volumes, masks and keys that do not fit.
         """
         seen = self.encoder(volume, mask, fill, key)
-        *taps, x = seen.extra["taps"]  # type: ignore[misc]
+        *taps, x = seen.extra["taps"]  # type: ignore[misc]  # extra is of any type
         skips = [self.image(volume.movedim(1, -1)), *(ladder(y) for ladder, y in zip(self.ladders, taps, strict=True))]
         for up, skip in zip(self.ups, reversed(skips), strict=True):
             x = up(x, skip)

@@ -53,6 +53,11 @@ class Attention(nn.Module):
             out = torch.cat((first.unsqueeze(1), out), dim=1)
         return self.proj(out), attention
 
+    def attention_weights(self, x: Tensor) -> Tensor:
+        """(b, 1, heads, rows, rows), for gauges: all rows are one window."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unsqueeze(1)
+        return mk.reference.window_attention_weights(qkv, window=(1, x.shape[1]))
+
 
 class ViTBlock(nn.Module):
     """x + attention(LN x), then x + MLP(LN x), each branch dropped for a whole sample with probability ``rate``.

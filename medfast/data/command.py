@@ -22,6 +22,7 @@ def add(commands: Any) -> None:
     verify.add_argument("store", type=Path, metavar="STORE")
     verify.add_argument("--explain", metavar="ID", help="instead, tell all that the store knows of one volume")
     verify.set_defaults(run=_verify)
+    _add_copies(verbs)
     show = verbs.add_parser("show", help="draw a stored volume, its crops and masks as a PNG")
     show.add_argument("store", type=Path, metavar="STORE")
     show.add_argument("volume", metavar="ID")
@@ -35,6 +36,8 @@ def add(commands: Any) -> None:
     phantoms.add_argument("folder", type=Path, metavar="FOLDER")
     phantoms.add_argument("--count", type=int, default=12)
     phantoms.add_argument("--seed", type=int, default=0)
+    phantoms.add_argument("--spacing", type=float, help="mm, of all along all axes (default: several)")
+    phantoms.add_argument("--labels", action="store_true", help="write where 11 organs are as well, and a list of both")
     phantoms.set_defaults(run=_phantoms)
 
 
@@ -54,9 +57,23 @@ def _add_prepare(verbs: Any) -> None:
     prepare.add_argument("--max-bad", type=float, default=0.02, metavar="SHARE",
                          help="exit 3 when more are unusable (default 0.02; 1 takes whatever is usable)")  # fmt: skip
     prepare.add_argument("--part", metavar="K/N", help="the K-th of N runs side by side; one run without it joins them")
+    prepare.add_argument("--layout", default="npy", help="npy (default), or blosc2: half the disk, slower crops")
     prepare.add_argument("--dry-run", action="store_true", help="write nothing; forecast size and time of the store")
     _add_settings(prepare)
     prepare.set_defaults(run=_prepare)
+
+
+def _add_copies(verbs: Any) -> None:
+    pack = verbs.add_parser("pack", help="copy a store into few large files, or into another layout")
+    pack.add_argument("store", type=Path, metavar="STORE")
+    pack.add_argument("--out", type=Path, required=True, metavar="STORE", help="a new folder, or an unfinished one")
+    pack.add_argument("--layout", help="npy or blosc2 (default: as it is)")
+    pack.add_argument("--shard-gb", type=float, default=2.0, metavar="GB", help="size of a shard (default 2)")
+    pack.add_argument("--plain", action="store_true", help="a file a volume, no shards")
+    pack.set_defaults(run=_pack)
+    migrate = verbs.add_parser("migrate", help="bring a store of an earlier version to this one, in place")
+    migrate.add_argument("store", type=Path, metavar="STORE")
+    migrate.set_defaults(run=_migrate)
 
 
 def _add_settings(verb: argparse.ArgumentParser) -> None:
@@ -67,11 +84,12 @@ def _add_settings(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--executor", default="torch", help="what resamples: torch (default) or dali")
     verb.add_argument("--channels", type=int, help="volumes in the fourth axis of each file (default: no fourth axis)")
     verb.add_argument("--body", action="store_true", help="keep only the box around the largest body")
+    verb.add_argument("--straighten", action="store_true", help="take volumes whose axes lean (gantry tilt), resampled")
     verb.add_argument("--jobs", type=int, help="volumes at a time (default: as many as this process has cores)")
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("spacing", "modality", "unit", "kernel", "executor", "channels", "body")
+    names = ("spacing", "modality", "unit", "kernel", "executor", "channels", "body", "straighten")
     return {name: getattr(options, name) for name in names}
 
 
@@ -87,11 +105,12 @@ def _prepare(options: argparse.Namespace) -> None:
     if options.dry_run:
         return _forecast(options)
     prepare(options.input, options.store, max_bad=options.max_bad, jobs=options.jobs, part=options.part,
-            **_settings(options))  # fmt: skip
+            layout=options.layout, **_settings(options))  # fmt: skip
 
 
 def _forecast(options: argparse.Namespace) -> None:
     from medfast.data.inputs import find
+    from medfast.data.layouts import check
     from medfast.data.prepare import default_jobs, parse_part
     from medfast.data.recipe import recipe
     from medfast.data.scan import forecast, samples, survey
@@ -102,7 +121,7 @@ def _forecast(options: argparse.Namespace) -> None:
     share = parse_part(options.part)
     cases = find(options.input)[share.start :: share.step]
     rows = survey(cases, settled, jobs)
-    print(forecast(rows, samples(cases, rows, settled, count=8), jobs))
+    print(forecast(rows, samples(cases, rows, settled, count=8), jobs, check(options.layout)))
 
 
 def _verify(options: argparse.Namespace) -> None:
@@ -113,6 +132,19 @@ def _verify(options: argparse.Namespace) -> None:
         print(json.dumps(explain(store, options.explain), indent=1))
     else:
         print(f"{verify(store)} volumes, every hash is right")
+
+
+def _pack(options: argparse.Namespace) -> None:
+    from medfast.data.pack import pack
+
+    made = pack(options.store, options.out, layout=options.layout, shard_gb=options.shard_gb, plain=options.plain)
+    print(f"{options.out}: {len(made)} volumes, {made.layout}, {'a file each' if options.plain else 'in shards'}")
+
+
+def _migrate(options: argparse.Namespace) -> None:
+    from medfast.data.migrate import migrate
+
+    print(migrate(options.store))
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -126,5 +158,5 @@ def _show(options: argparse.Namespace) -> None:
 def _phantoms(options: argparse.Namespace) -> None:
     from medfast.data.phantom import write_phantoms
 
-    write_phantoms(options.folder, options.count, seed=options.seed)
+    write_phantoms(options.folder, options.count, options.seed, spacing=options.spacing, labels=options.labels)
     print(f"{options.count} phantoms in {options.folder}")

@@ -75,16 +75,21 @@ def boxes(size: Sequence[int], cutout: Cutout, key: Key) -> list[Box]:
         covered += int((stop - start).prod())
 
 
-def cut(view: Tensor, other: Tensor | None, cutout: Cutout, key: Key, index: int, stream: int = 0) -> Tensor:
+def cut(
+    view: Tensor, other: Tensor | None, cutout: Cutout, key: Key, index: int, stream: int = 0,
+    out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """A copy of ``view`` (c, *size) with its boxes filled. other: the same view of the partner, or None without one.
 
-    key: of one sample. index: number of the view. Noise is normal, scaled to [0, 1] within each box, as in the code.
+    key: of one sample. index: number of the view. out: where to put it. Noise is normal, scaled to [0, 1] within each
+    box, as in the code.
     """
-    view = view.clone()
+    view = view.clone() if out is None else out.copy_(view)
     size = tuple(view.shape[1:])
     found = boxes(size, cutout, key.at(Role.AUGMENT, view=index, layer=_LAYER + 2 + stream))
     shapes = [(len(view), *(s.stop - s.start for s in box)) for box in found]
-    drawn = mk.random_normal(sum(map(math.prod, shapes)), key=key.at(Role.NOISE, view=index, layer=_NOISE + stream))[0]
+    drawn = mk.random_normal(sum(map(math.prod, shapes)), key=key.at(Role.NOISE, view=index, layer=_NOISE + stream),
+                             device=view.device)[0]  # fmt: skip
     for box, shape, noise in zip(found, shapes, drawn.split([math.prod(shape) for shape in shapes]), strict=True):
         low, high = torch.aminmax(noise)
         scale = (high - low).clamp(min=torch.finfo(noise.dtype).tiny)

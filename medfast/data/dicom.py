@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import io
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from medfast.data import dicom_frames
 from medfast.data.image import MAX_SHEAR, Bad, Blobs, Image, oriented
 
 __all__ = ["by_series", "parse", "parse_picture", "peek"]
@@ -22,7 +23,7 @@ SAME_PLACE = 1e-3  # mm; closer slices are one slice twice
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 HEADER = ["SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing",
           "Rows", "Columns", "NumberOfFrames", "Modality", "RescaleSlope", "RescaleIntercept", "SamplesPerPixel",
-          "PhotometricInterpretation", "PatientID", "BitsAllocated"]  # fmt: skip
+          "PhotometricInterpretation", "PatientID", "BitsAllocated", *dicom_frames.GROUPS]  # fmt: skip
 
 
 def _pydicom():
@@ -62,16 +63,19 @@ def by_series(files: Iterable[Path]) -> list[tuple[tuple[Path, ...], str | None]
 def parse(blobs: Blobs) -> Image:
     """The volume of one series. blobs: the bytes of its files in any order; emptied while they are decoded, so that
     memory holds the series once. Raises Bad."""
-    headers = [header(blob) for blob in blobs]
-    _check_kind(headers)
+    headers = _headers(blobs)
+    planes = dicom_frames.pixels(blobs.pop()) if len(blobs) == 1 and len(headers) > 1 else None
     notes: list[str] = []
     order, affine = _stack(headers)
-    scales = {(float(h.get("RescaleSlope", 1)), float(h.get("RescaleIntercept", 0))) for h in headers}
+    scales = {_scale(about) for about in headers}
     shape = (len(order), int(headers[0].Rows), int(headers[0].Columns))
     stack, place = None, -1
     for number, same in order:
-        plane, slope, inter = _pixels(blobs[number])
-        blobs[number] = bytearray()
+        if planes is None:
+            plane, slope, inter = _pixels(blobs[number])
+            blobs[number] = bytearray()
+        else:
+            plane, (slope, inter) = planes[number], _scale(headers[number])
         if len(scales) > 1:
             plane = plane.astype(np.float32) * np.float32(slope) + np.float32(inter)
         if stack is None:
@@ -87,20 +91,35 @@ def parse(blobs: Blobs) -> Image:
     if scales:
         notes.append("rescale")
     image = oriented(stack[: place + 1].transpose(2, 1, 0), slope, inter, affine, notes)
-    image.modality = str(headers[0].get("Modality", "")) or None
-    return image
+    return _named(image, headers[0])
 
 
 def peek(files: tuple[Path, ...]) -> Image:
     """What the headers of a series promise; voxels are zeros that take no memory. Raises Bad."""
-    headers = [header(file) for file in files]
-    _check_kind(headers)
+    headers = _headers(files)
     order, affine = _stack(headers)
     kept = sum(not same for _, same in order)
     shape = (int(headers[0].Columns), int(headers[0].Rows), kept)
     zeros = np.broadcast_to(np.zeros((), np.int16), shape)
     image = oriented(zeros, 1.0, 0.0, affine, ["doubled"] if kept < len(order) else [])
-    image.modality = str(headers[0].get("Modality", "")) or None
+    return _named(image, headers[0])
+
+
+def _headers(sources: Sequence[Path | bytes | bytearray]) -> list:
+    """Of each slice: a file, or a frame of the only file. Raises Bad."""
+    headers = [header(source) for source in sources]
+    if len(headers) == 1 and dicom_frames.frames(headers[0]) > 1:
+        headers = dicom_frames.slices(headers[0])
+    _check_kind(headers)
+    return headers
+
+
+def _scale(about) -> tuple[float, float]:
+    return float(about.get("RescaleSlope", 1)), float(about.get("RescaleIntercept", 0))
+
+
+def _named(image: Image, about) -> Image:
+    image.modality, image.leaning = str(about.get("Modality", "")) or None, "tilt"
     return image
 
 
@@ -121,7 +140,7 @@ def _check_kind(headers: list) -> None:
         if "Rows" not in about or "Columns" not in about:
             raise Bad("no-image", "a DICOM object without pixels (report, contours), or no DICOM at all")
         if int(about.get("NumberOfFrames", 1) or 1) > 1:
-            raise Bad("multi-frame", "several frames in one DICOM object; convert the series to NIfTI")
+            raise Bad("multi-frame", "several DICOM objects of several frames each; convert the series to NIfTI")
         if int(about.get("SamplesPerPixel", 1)) != 1:
             raise Bad("voxel-type", "pixels are colours, not one number each")
     kinds = {(int(h.Rows), int(h.Columns), str(h.get("Modality")), int(h.get("BitsAllocated", 0))) for h in headers}
@@ -153,9 +172,11 @@ def _stack(headers: list) -> tuple[list[tuple[int, bool]], np.ndarray]:
     same = np.concatenate([[False], steps < SAME_PLACE])
     kept = order[~same]
     _check_stack(positions[kept], heights[kept], normal)
-    step = (heights[kept[-1]] - heights[kept[0]]) / (len(kept) - 1)
+    step = (positions[kept[-1]] - positions[kept[0]]) / (len(kept) - 1)
+    if np.linalg.norm(step - (step @ normal) * normal) <= MAX_SHEAR * abs(step @ normal):
+        step = (step @ normal) * normal
     affine = np.eye(4)
-    affine[:3, :3] = LPS_TO_RAS @ np.stack([along * sizes[0][1], down * sizes[0][0], normal * step], axis=1)
+    affine[:3, :3] = LPS_TO_RAS @ np.stack([along * sizes[0][1], down * sizes[0][0], step], axis=1)
     affine[:3, 3] = LPS_TO_RAS @ positions[kept[0]]
     return list(zip(order.tolist(), same.tolist(), strict=True)), affine
 
@@ -164,16 +185,12 @@ def _check_stack(positions: np.ndarray, heights: np.ndarray, normal: np.ndarray)
     if len(heights) < 2:
         raise Bad("position", "all slices have the same position")
     steps = np.diff(heights)
-    faults, said = [], []
-    if steps.max() > MAX_GAP * steps.min():
-        faults.append("gap")
-        said.append(f"slices are {steps.min():.3f} to {steps.max():.3f} mm apart (missing slices, or two acquisitions)")
+    if steps.max() <= MAX_GAP * steps.min():
+        return
     lean = (positions[-1] - positions[0]) / (heights[-1] - heights[0]) - normal
-    if np.linalg.norm(lean) > MAX_SHEAR:
-        faults.append("tilt")
-        said.append(f"the stack leans by {np.degrees(np.arctan(np.linalg.norm(lean))):.1f} degrees (gantry tilt)")
-    if faults:
-        raise Bad("+".join(faults), "; ".join(said))
+    tilt = "+tilt" if np.linalg.norm(lean) > MAX_SHEAR else ""
+    raise Bad(f"gap{tilt}", f"slices are {steps.min():.3f} to {steps.max():.3f} mm apart (missing slices, or two "
+                            f"acquisitions){', and the stack leans' if tilt else ''}")  # fmt: skip
 
 
 def _pixels(blob: bytes | bytearray) -> tuple[np.ndarray, float, float]:

@@ -23,11 +23,23 @@ def fetch(case: Case) -> tuple[str, Blobs]:
     return source, [data for _, data in found]
 
 
-def decode(blobs: Blobs, *, axes: int = 3, channels: int | None = None) -> Image:
+def decode(blobs: Blobs, *, axes: int = 3, channels: int | None = None, lean: bool = False) -> Image:
     """The image in the bytes of a case, which are taken out of ``blobs`` so that they are freed while it is made.
 
-    axes: 3, or 2 for radiographs. channels: how many a voxel must hold, None for a plain volume. Raises Bad.
+    axes: 3, or 2 for radiographs. channels: how many a voxel must hold, None for a plain volume. lean: take axes that
+    are off a right angle. Raises Bad.
     """
+    return _upright(_decoded(blobs, axes, channels), lean)
+
+
+def _upright(image: Image, lean: bool) -> Image:
+    if image.lean and not lean:
+        raise Bad(image.leaning, f"two axes are {image.lean:.1f} degrees off a right angle (gantry tilt); --straighten "
+                                 "resamples such volumes onto a straight grid")  # fmt: skip
+    return image
+
+
+def _decoded(blobs: Blobs, axes: int, channels: int | None) -> Image:
     first = blobs[0]
     if first[128:132] == b"DICM":
         if channels is not None:
@@ -45,13 +57,13 @@ def decode(blobs: Blobs, *, axes: int = 3, channels: int | None = None) -> Image
     return reader(blobs.pop(), channels)
 
 
-def peek(case: Case, channels: int | None = None) -> Image:
+def peek(case: Case, channels: int | None = None, lean: bool = False) -> Image:
     """The volume that the headers of a case promise; its voxels are zeros that take no memory. Raises Bad."""
     with case.path.open("rb") as stream:
         head = stream.read(HEAD)
     if head[128:132] == b"DICM":
-        return dicom.peek(case.files)
-    return _reader(head)(head, channels, peek=True)
+        return _upright(dicom.peek(case.files), lean)
+    return _upright(_reader(head)(head, channels, peek=True), lean)
 
 
 def _reader(first: bytes | bytearray) -> Callable[..., Image]:

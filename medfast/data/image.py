@@ -29,7 +29,8 @@ class Image:
     stored: (d, h, w), (c, d, h, w) or, for a picture, (h, w) view of the stored numbers, value = stored * slope +
     inter. affine: 4x4, (d, h, w, 1) to RAS mm; the identity for a picture. spacing: mm of each spatial axis, NaN where
     a picture does not say. orientation: axis codes of the file's own order. angle: degrees off the body's axes.
-    modality: what the file calls itself ("CT", "MR"...), or None.
+    modality: what the file calls itself ("CT", "MR"...), or None. lean: degrees by which two axes are off a right
+    angle, 0 where that is nothing; leaning: the class of that fault.
     """
 
     stored: np.ndarray
@@ -41,6 +42,8 @@ class Image:
     angle: float
     notes: list[str] = field(default_factory=list)
     modality: str | None = None
+    lean: float = 0.0
+    leaning: str = "shear"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -56,8 +59,10 @@ def oriented(stored: np.ndarray, slope: float, inter: float, affine: np.ndarray,
     affine = affine @ nib.orientations.inv_ornt_aff(codes, stored.shape[:3])
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     angle = float(np.degrees(np.arccos(np.clip(np.diag(axes).min(), -1, 1))))
+    shear = float(np.abs(axes.T @ axes - np.eye(3)).max())
+    lean = float(np.degrees(np.arcsin(min(shear, 1.0)))) if shear > MAX_SHEAR else 0.0
     if angle > MAX_ANGLE:
         notes.append("oblique")
     reverse = affine[:, [2, 1, 0, 3]]
     return Image(straight.transpose(), slope, inter, reverse, np.linalg.norm(reverse[:3, :3], axis=0), orientation,
-                 round(angle, 3), notes)  # fmt: skip
+                 round(angle, 3), notes, lean=round(lean, 3))  # fmt: skip

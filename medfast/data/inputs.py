@@ -20,15 +20,18 @@ VOLUMES = (".nii", ".nii.gz", ".nrrd", ".mha")
 PICTURES = (".png",)
 SLICES = (".dcm", ".dicom", ".ima")
 IMAGE, LABEL, GROUP = ("image", "image_path"), ("label", "label_path"), ("group", "patient", "subject", "subject_id")
+DATASET = ("dataset", "dataset_name")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One image. files: one, or the slices of one DICOM series. label: a volume on its grid. group: the patient."""
+    """One image. files: one, or the slices of one DICOM series. label: a volume on its grid. group: the patient.
+    dataset: what it is a part of. Both stay out of the store, which knows them by a salted hash."""
 
     files: tuple[Path, ...]
     label: Path | None = None
     group: str | None = None
+    dataset: str | None = None
 
     @property
     def path(self) -> Path:
@@ -99,30 +102,35 @@ def _rows(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _walk(node: Any, group: Any = None) -> Iterator[dict[str, Any]]:
+def _walk(node: Any, group: Any = None, dataset: Any = None) -> Iterator[dict[str, Any]]:
     """Images of a JSON document, wherever they stand: a plain list, the Decathlon's training and test lists, or the
     collection > datasets > subjects > sessions > images of nnssl, whose subject is the patient."""
     if isinstance(node, dict):
-        group = _value(node, GROUP) or group
+        group, dataset = _value(node, GROUP) or group, _value(node, DATASET) or dataset
         if _value(node, IMAGE):
-            yield {"group": group, **node}
+            yield {"group": group, "dataset": dataset, **node}
             return
         for name, child in node.items():
             if name in ("test", "training", "validation") and isinstance(child, list):
                 child = [{"image": item} if isinstance(item, str) else item for item in child]
-            yield from _walk(child, group)
+            if name == "datasets" and isinstance(child, dict):
+                for called, part in child.items():
+                    yield from _walk(part, group, called)
+            else:
+                yield from _walk(child, group, dataset)
     elif isinstance(node, list):
         for child in node:
-            yield from _walk(child, group)
+            yield from _walk(child, group, dataset)
 
 
 def _listed(source: Path, row: dict[str, Any], axes: int) -> list[Case]:
     place = lambda text: source.parent / os.path.expandvars(str(text))  # noqa: E731 - an absolute path replaces it
     image, label, group = place(_value(row, IMAGE)), _value(row, LABEL), _value(row, GROUP)
+    dataset = str(_value(row, DATASET) or "") or None
     cases = _cases(image, axes) if image.is_dir() else [Case((image.resolve(),))]
     if label and len(cases) > 1:
         raise ValueError(f"{source} gives one label for {image}, a folder of {len(cases)} images")
-    return [Case(case.files, place(label).resolve() if label else None, str(group) if group else case.group)
+    return [Case(case.files, place(label).resolve() if label else None, str(group) if group else case.group, dataset)
             for case in cases]  # fmt: skip
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -19,20 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medfast.data.files import DataError, append, read_lines, seal, sync_folder, write_durably
 from medfast.data.image import Bad
 from medfast.data.inputs import Case
-from medfast.data.store import (
-    FORMAT,
-    NEEDED,
-    VERSION,
-    DataError,
-    append,
-    read_lines,
-    read_recipe,
-    recipe_hash,
-    sync_folder,
-    write_durably,
-)
+from medfast.data.layouts import SUFFIXES
+from medfast.data.split import pseudonym
+from medfast.data.store import NEEDED, VERSION, Header, read_header, recipe_hash
 
 __all__ = ["Ledger", "Made", "volume_id"]
 
@@ -59,12 +50,13 @@ class Ledger:
     """Opens (and makes) the store at ``path`` for writing; a context manager that holds its lock.
 
     part: None, or "3/8" for one of eight runs that write at the same time, each its own index and private files; the
-    next run without a part joins them. Raises ValueError where the store has another recipe, DataError where the folder
-    is something else or another run is writing to it. index: id -> line.
+    next run without a part joins them. layout: a name of ``layouts``. Raises ValueError where the store has another
+    recipe or layout, DataError where the folder is something else, or of an earlier version, or another run is writing
+    to it. index: id -> line.
     """
 
-    def __init__(self, path: Path, recipe: dict[str, Any], part: str | None = None):
-        self.path, self.recipe, self.whole = path, recipe, part is None
+    def __init__(self, path: Path, recipe: dict[str, Any], part: str | None = None, layout: str = "npy"):
+        self.path, self.recipe, self.whole, self.layout = path, recipe, part is None, layout
         self._tail = "" if part is None else f".{part.replace('/', '-of-')}"
         self.temporary, self.private = path / f".tmp{self._tail}", path / "private"
         self._salting = threading.Lock()
@@ -115,11 +107,19 @@ class Ledger:
     def _check_recipe(self) -> None:
         described = self.path / "STORE.json"
         if not described.exists():
-            about = {"format": FORMAT, "version": VERSION, "recipe": self.recipe}
-            about["recipe_hash"] = recipe_hash(self.recipe)
-            self._replace(described, json.dumps(about, indent=1).encode() + b"\n")
+            self._replace(described, Header(self.recipe, self.layout).content())
             return
-        old = read_recipe(self.path)
+        header = read_header(self.path)
+        if header.version != VERSION:
+            raise DataError(f"{self.path} has version {header.version}, this medfast writes version {VERSION}: run "
+                            f"'medfast data migrate {self.path}' first, which reads no volume")  # fmt: skip
+        if header.packed:
+            raise DataError(f"{self.path} is packed, which nobody adds to: prepare into the store it was packed from, "
+                            "and pack that again")  # fmt: skip
+        if header.layout != self.layout:
+            raise ValueError(f"{self.path} has the layout {header.layout}, now {self.layout} is asked for; one store "
+                             "has one. 'medfast data pack' makes a copy in another layout")  # fmt: skip
+        old = header.recipe
         different = [name for name in sorted({*old, *self.recipe}) if old.get(name) != self.recipe.get(name)]
         if different:
             name = different[0]
@@ -135,7 +135,7 @@ class Ledger:
         sizes = {folder: _sizes(self.path / folder) for folder in FOLDERS}
         for file in self._ours(self.path, "index"):
             for record in read_lines(file, *NEEDED, "voxels", mend=True):
-                there = all(sizes[folder].get(f"{record['id']}.npy") == size for folder, size in _arrays(record))
+                there = all(sizes[folder].get(self._name(record["id"])) == size for folder, size in _arrays(record))
                 if there and self._voxels.setdefault(record["voxels"], record["id"]) == record["id"]:
                     self.index[record["id"]] = record
         self._rewrite(self._own("index"), list(self.index.values()))
@@ -163,7 +163,7 @@ class Ledger:
     def _remove_rests(self, sizes: dict[str, dict[str, int]]) -> None:
         for folder, names in sizes.items():
             for name in names:
-                record = self.index.get(name.removesuffix(".npy"))
+                record = self.index.get(name.removesuffix(SUFFIXES[self.layout]))
                 if record is None or folder not in dict(_arrays(record)):
                     (self.path / folder / name).unlink()
         for folder, name in ((self.path, "index"), (self.private, "sources"), (self.private, "quarantine")):
@@ -172,9 +172,12 @@ class Ledger:
         for rest in self.path.glob(".tmp.*"):
             shutil.rmtree(rest, ignore_errors=True)
 
+    def _name(self, volume: str) -> str:
+        return f"{volume}{SUFFIXES[self.layout]}"
+
     def _rewrite(self, file: Path, rows: list[dict[str, Any]]) -> None:
         """Make a file hold these rows and nothing else."""
-        content = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+        content = b"".join(map(seal, rows))
         if content and not file.exists() or file.exists() and file.read_bytes() != content:
             self._replace(file, content)
 
@@ -183,15 +186,15 @@ class Ledger:
         os.replace(self.temporary / file.name, file)
         sync_folder(file.parent)
 
-    def pseudonym(self, patient: str) -> str:
-        """Tells patients of this store apart and says nothing of who they are: the salt of the hash stays private."""
+    def pseudonym(self, name: str) -> str:
+        """Tells patients and datasets of this store apart and says nothing of who they are: the salt stays private."""
         with self._salting:
             file = self.private / "salt"
             if not file.exists():
                 with contextlib.suppress(FileExistsError):
                     write_durably(self.temporary / "salt", secrets.token_hex(16).encode())
                     os.link(self.temporary / "salt", file)  # atomic: of parts that come at once, one wins
-            return hashlib.sha256(file.read_bytes() + patient.encode()).hexdigest()[:12]
+            return pseudonym(file.read_bytes(), name)
 
     def earlier(self, case: Case) -> Made | dict[str, Any] | None:
         """The verdict on a case that has not changed since, else None. Reads nothing of files but size and time."""
@@ -221,7 +224,7 @@ class Ledger:
                 return self._claim(case, kept)
             for folder, waiting in reversed(result.temporary.items()):
                 (self.path / folder).mkdir(exist_ok=True)
-                os.replace(waiting, self.path / folder / f"{result.id}.npy")
+                os.replace(waiting, self.path / folder / self._name(result.id))
                 sync_folder(self.path / folder)
             append(self._own("index"), result.record)
             self.index[result.id] = result.record

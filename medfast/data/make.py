@@ -10,6 +10,7 @@ from medfast.data import checks, resample
 from medfast.data.formats import decode
 from medfast.data.image import Bad, Blobs, Image
 from medfast.data.recipe import DICOM
+from medfast.data.straighten import nearest, straighten
 from medfast.data.units import Reading, Unit, fit
 
 __all__ = ["Product", "label", "make"]
@@ -24,7 +25,8 @@ Product = tuple[np.ndarray, dict[str, Any]]
 def make(blobs: Blobs, recipe: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any], Image]:
     """(volume, index line, image): int16 (d, h, w), (c, d, h, w) or (h, w) on the new grid; its part of the index
     line; and what it was made of. Takes the bytes out of ``blobs``. Raises Bad."""
-    image = decode(blobs, axes=recipe["dimensions"], channels=recipe["channels"])
+    image = decode(blobs, axes=recipe["dimensions"], channels=recipe["channels"],
+                   lean=recipe.get("straighten", False))  # fmt: skip
     if image.modality and image.modality not in DICOM[recipe["modality"]]:
         raise Bad("modality", f"the file says its modality is {image.modality}, the store holds {recipe['modality']}")
     volume, record = _picture(image, recipe) if recipe["dimensions"] == 2 else _volume(image, recipe)
@@ -50,6 +52,10 @@ def _volume(image: Image, recipe: dict[str, Any]) -> Product:
     box, foreground = checks.body_box(volume if volume.ndim == 3 else volume.max(0), level)
     _check_holes(made, image.spacing, new, box)
     affine = resample.new_affine(image.affine, image.spacing, new)
+    if image.lean:
+        volume, affine = straighten(volume, affine, new, recipe["fill"])
+        checks.check_stored(volume.shape[-3:])
+        box, foreground = checks.body_box(volume if volume.ndim == 3 else volume.max(0), level)
     if recipe["body"]:
         volume, box, affine = _cut(volume, box, affine)
     units = [unit for _, unit, _ in made]
@@ -120,7 +126,7 @@ def label(data: bytes, image: Image, record: dict[str, Any], recipe: dict[str, A
     Raises Bad("label") where it is no map of classes, or lies on another grid than the image.
     """
     try:
-        found = decode([data], axes=recipe["dimensions"])
+        found = decode([data], axes=recipe["dimensions"], lean=recipe.get("straighten", False))
     except Bad as bad:
         raise Bad("label", f"the label volume is bad ({bad.kind}): {bad}") from None
     if found.shape != image.shape:
@@ -139,6 +145,8 @@ def label(data: bytes, image: Image, record: dict[str, Any], recipe: dict[str, A
 
 def _nearest(found: Image, record: dict[str, Any], new: float, affine: np.ndarray) -> np.ndarray:
     """The old voxel that each new voxel's centre lies in."""
+    if found.lean:
+        return nearest(found.stored, affine, np.array(record["affine"]), tuple(record["shape"][-3:]))
     first = np.linalg.solve(affine, np.array(record["affine"]) @ [0, 0, 0, 1])[:3]
     at = [
         np.clip(np.floor(start + 0.5 + np.arange(count) * new / mm + 1e-6), 0, size - 1).astype(int)

@@ -8,7 +8,7 @@ import numpy as np
 
 from medfast.data.image import Bad, Image, oriented
 from medfast.data.nifti import take
-from medfast.data.nrrd import straight
+from medfast.data.nrrd import sound
 
 __all__ = ["parse"]
 
@@ -44,7 +44,7 @@ def parse(data: bytes | bytearray, channels: int | None = None, peek: bool = Fal
         data, place = _inflate(data[place:]), 0
     voxels = take(data, dtype, (held, *sizes), place, peek)
     voxels = voxels[0] if channels is None else voxels.transpose(1, 2, 3, 0)
-    return oriented(voxels, 1.0, 0.0, straight(affine), [])
+    return oriented(voxels, 1.0, 0.0, sound(affine), [])
 
 
 def _affine(fields: dict[str, str]) -> np.ndarray:

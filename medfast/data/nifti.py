@@ -19,7 +19,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
-from medfast.data.image import MAX_SHEAR, Bad, Image, oriented
+from medfast.data.image import Bad, Image, oriented
 
 try:
     from isal import isal_zlib as inflater  # type: ignore[import-not-found]  # twice as fast as zlib
@@ -198,11 +198,6 @@ def _affine(header: nib.Nifti1Header, notes: list[str]) -> np.ndarray:
         columns = np.linalg.norm(affine[:3, :3], axis=0)
         if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6 * max(columns.prod(), 1e-12):
             raise Bad("affine", f"the {name} is singular or not finite")
-        axes = affine[:3, :3] / columns
-        lean = np.abs(axes.T @ axes - np.eye(3)).max()
-        if lean > MAX_SHEAR:
-            raise Bad("shear", f"two axes of the {name} are {np.degrees(np.arcsin(min(lean, 1.0))):.1f} degrees off a "
-                               "right angle (gantry tilt); resample the series to a straight grid first")  # fmt: skip
     _agree(answers, pixdim if sound else None)
     return answers["sform"] if "sform" in answers else answers["qform"]
 

@@ -1,6 +1,6 @@
 """Quarter turns and flips of a view in the plane of its last two axes, as numbers of the plan.
 
-They are carried out on the stored voxels of a box, before any executor sees it, so all executors agree exactly.
+They move stored voxels and change none, whether by ``orient``, before an executor sees a box, or by the executor.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 
 import medfast_kernels as mk
 
-__all__ = ["draw", "orient", "per_view"]
+__all__ = ["bits", "draw", "orient", "per_view", "turn"]
 
 FLIPS = 3  # none, the last axis but one, the last one
 _LAYER = 16  # of the role AUGMENT, above the layers of the splits, under which intensity changes are drawn
@@ -47,3 +47,15 @@ def orient(box: np.ndarray, rotation: int, flip: int) -> np.ndarray:
     if rotation:
         box = np.rot90(box, rotation, (-2, -1))
     return np.ascontiguousarray(np.flip(box, flip - FLIPS) if flip else box)
+
+
+def bits(rotation: np.ndarray | int, flip: np.ndarray | int) -> np.ndarray:
+    """The same as ``turn`` of ``medfast_kernels.augment``: 1 exchanges the two axes, then 4 and 8 mirror them."""
+    return np.array([0, 5, 12, 9])[rotation] ^ np.array([0, 4, 8])[flip]
+
+
+def turn(box: np.ndarray, number: int) -> np.ndarray:
+    """``box`` (..., h, w) as ``bits`` say, contiguous."""
+    box = box.swapaxes(-2, -1) if number & 1 else box
+    mirrored = tuple(axis for bit, axis in ((4, -2), (8, -1)) if number & bit)
+    return np.ascontiguousarray(np.flip(box, mirrored) if mirrored else box)

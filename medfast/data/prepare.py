@@ -7,7 +7,6 @@ of the sorted file names, so which of two copies is kept does not depend on timi
 
 from __future__ import annotations
 
-import io
 import os
 import time
 from collections import deque
@@ -19,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from medfast.data import layouts
+from medfast.data.files import DataError, write_durably
 from medfast.data.formats import fetch
 from medfast.data.image import Bad, Blobs
 from medfast.data.inputs import Case, find
@@ -26,7 +27,6 @@ from medfast.data.ledger import Ledger, Made, volume_id
 from medfast.data.make import label, make
 from medfast.data.progress import Progress
 from medfast.data.recipe import recipe
-from medfast.data.store import DataError, write_durably
 from medfast.data.threads import one_thread
 
 __all__ = ["Summary", "default_jobs", "parse_part", "prepare"]
@@ -60,14 +60,14 @@ class Summary:
 
 def prepare(
     input: str | Path, store: str | Path, *, max_bad: float = 0.02, jobs: int | None = None, part: str | None = None,
-    progress: bool = True, **settings: Any,
+    layout: str = "npy", progress: bool = True, **settings: Any,
 ) -> Summary:  # fmt: skip
     """Bring every image of ``input`` (see ``inputs.find``) into ``store``. settings: those of ``recipe.recipe``.
 
     max_bad: share of bad files above which DataError is raised, after all good ones are stored; 1 takes what is usable.
     No usable volume is always a DataError. jobs: threads, ``default_jobs()`` if None. part: "3/8" does every eighth
-    case, from the third on, beside others; a run without part then joins all. Raises ValueError for bad arguments and
-    where the store was made with another recipe.
+    case, from the third on, beside others; a run without part then joins all. layout: how arrays lie on the disk
+    (``layouts``). Raises ValueError for bad arguments and where the store was made with another recipe or layout.
     """
     started = time.monotonic()
     if not 0 <= max_bad <= 1:
@@ -75,10 +75,11 @@ def prepare(
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs is {jobs}; it is a number of threads, at least 1")
     settled = recipe(**settings)
+    layouts.check(layout)
     share = parse_part(part)
     cases = find(input, settled["dimensions"])[share.start :: share.step]
     summary = Summary()
-    with Ledger(Path(store), settled, part) as ledger, Progress(len(cases), progress) as shown, one_thread():
+    with Ledger(Path(store), settled, part, layout) as ledger, Progress(len(cases), progress) as shown, one_thread():
         before = len(ledger.index)
         for case, result in _results(cases, ledger, jobs or default_jobs()):
             verdict = ledger.commit(case, result)
@@ -154,10 +155,10 @@ def _one(case: Case, number: int, ledger: Ledger) -> Any:
         return Bad("unreadable", f"{type(error).__name__}: {error}")
     if case.group:
         record["group"] = ledger.pseudonym(case.group)
+    if case.dataset:
+        record["dataset"] = ledger.pseudonym(f"dataset {case.dataset}")
     for name, array in products.items():
-        stream = io.BytesIO()
-        np.save(stream, array, allow_pickle=False)
-        content = stream.getbuffer()
+        content = layouts.encode(ledger.layout, array)
         part = record if name == "volumes" else record["label"]
         part |= {"hash": write_durably(ledger.temporary / f"{number}.{name}", content), "bytes": len(content)}
     return Made(found, {"id": found, **record}, {name: ledger.temporary / f"{number}.{name}" for name in products})

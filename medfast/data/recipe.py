@@ -16,9 +16,10 @@ DICOM = {"ct": {"CT"}, "mr": {"MR"}, "xr": {"CR", "DX", "MG", "RG", "IO", "PX", 
 
 def recipe(
     *, modality: str = "ct", spacing: float = 2.0, kernel: str = "triangle", executor: str = "torch",
-    unit: str | None = None, channels: int | None = None, body: bool = False,
+    unit: str | None = None, channels: int | None = None, body: bool = False, straighten: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Checked settings; ValueError names what is accepted. Pictures (xr) keep their pixels: spacing and kernel None."""
+    """Checked settings; ValueError names what is accepted. Pictures (xr) keep their pixels: spacing and kernel None.
+    ``straighten`` is a setting of stores that were made with it alone."""
     for name, value, accepted in (("modality", modality, MODALITIES), ("kernel", kernel, KERNELS),
                                   ("executor", executor, EXECUTORS),
                                   ("unit", unit or MODALITIES.get(modality), UNITS)):  # fmt: skip
@@ -36,11 +37,11 @@ def recipe(
     if channels is not None and channels < 2:
         raise ValueError(f"channels is {channels}; it is the length of the fourth axis, 2 or more, or is left out")
     picture = modality == "xr"
-    if picture and (channels or body):
-        raise ValueError("pictures (modality xr) have one channel and no body box")
+    if picture and (channels or body or straighten):
+        raise ValueError("pictures (modality xr) have one channel, no body box and nothing to straighten")
     low, high, fill = UNITS[unit]
     return {"version": 2, "modality": modality, "dimensions": 2 if picture else 3, "channels": channels,
             "spacing": None if picture else float(spacing), "kernel": None if picture else kernel,
             "executor": executor, "unit": unit, "clamp": [low, high], "fill": fill, "dtype": "int16", "body": body,
             "axes": "inferior-superior, posterior-anterior, left-right", "grid": "edge",
-            "limits": checks.LIMITS}  # fmt: skip
+            "limits": checks.LIMITS, **({"straighten": True} if straighten else {})}  # fmt: skip

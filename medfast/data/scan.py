@@ -20,15 +20,18 @@ from medfast.data import checks
 from medfast.data.formats import HEAD, fetch, peek
 from medfast.data.image import Bad
 from medfast.data.inputs import Case
+from medfast.data.layouts import encode
 from medfast.data.make import make
 from medfast.data.progress import Progress
 from medfast.data.recipe import DICOM
-from medfast.data.resample import grid
+from medfast.data.resample import grid, new_affine
+from medfast.data.straighten import straight_grid
 from medfast.data.threads import one_thread
 
 __all__ = ["Forecast", "Sample", "forecast", "samples", "survey"]
 
 NPY_HEADER, INDEX_LINE = 128, 900  # bytes
+LABEL_BYTES = {"npy": 1.0, "blosc2": 0.05}  # of a voxel
 
 
 @dataclass
@@ -76,17 +79,20 @@ def survey(cases: Sequence[Case], settled: dict[str, Any], jobs: int, progress: 
 
 
 def _row(case: Case, settled: dict[str, Any]) -> dict[str, Any]:
-    row: dict[str, Any] = {"path": str(case.path), "files": len(case.files)}
+    row: dict[str, Any] = {"path": str(case.path), "files": len(case.files), "label": case.label is not None}
     try:
         row["bytes"] = sum(file.stat().st_size for file in case.files)
         row["mark"] = _mark(case)
-        image = peek(case, settled["channels"])
+        image = peek(case, settled["channels"], settled.get("straighten", False))
         row |= {"shape": list(image.shape), "spacing": np.round(image.spacing, 5).tolist(), "angle": image.angle,
                 "orientation": image.orientation, "modality": image.modality, "notes": image.notes}  # fmt: skip
         checks.check_geometry(image)
         if image.modality and image.modality not in DICOM[settled["modality"]]:
             raise Bad("modality", f"the file says its modality is {image.modality}")
         stored = grid(image.shape, image.spacing, settled["spacing"])
+        if image.lean:
+            leaning = new_affine(image.affine, image.spacing, settled["spacing"])
+            _, stored = straight_grid(leaning, stored, settled["spacing"])
         checks.check_stored(stored)
         row["stored"] = [*([settled["channels"]] if settled["channels"] else []), *stored]
     except Bad as bad:
@@ -126,18 +132,28 @@ def _sample(number: int, case: Case, row: dict[str, Any], settled: dict[str, Any
     return Sample(number, voxels, time.perf_counter() - started, None, record, volume)
 
 
-def forecast(rows: Sequence[dict[str, Any]], taken: Sequence[Sample], jobs: int) -> Forecast:
-    """What preparing these will give. Sizes come from every header; the share that a body box leaves, the share that
-    is refused by content and the seconds a voxel come from the samples."""
+def forecast(rows: Sequence[dict[str, Any]], taken: Sequence[Sample], jobs: int, layout: str = "npy") -> Forecast:
+    """What preparing these will give. Sizes come from every header; the share that a body box leaves, that a layout
+    compresses to and that is refused by content, and the seconds a voxel, come from the samples."""
     usable = [row for row in rows if "stored" in row and "twin" not in row]
     bad = Counter(row["kind"] for row in rows if "kind" in row)
     bad.update(["duplicate"] * sum("twin" in row and "kind" not in row for row in rows))
     good = [sample for sample in taken if sample.bad is None]
     kept = len(good) / len(taken) if taken else 1.0
     whole = sum(int(np.prod(rows[sample.row]["stored"])) for sample in good)
-    cut = sum(sample.volume.size for sample in good if sample.volume is not None) / whole if whole else 1.0
-    size = sum(NPY_HEADER + INDEX_LINE + 2 * cut * int(np.prod(row["stored"])) for row in usable)
+    volumes = [sample.volume for sample in good if sample.volume is not None]
+    cut = sum(volume.size for volume in volumes) / whole if whole else 1.0
+    each = _bytes_a_voxel(volumes, layout)
+    size = sum(NPY_HEADER + INDEX_LINE + each * cut * int(np.prod(row["stored"])) for row in usable)
+    size += sum(NPY_HEADER + LABEL_BYTES[layout] * cut * int(np.prod(row["stored"][-3:]))
+                for row in usable if row["label"])  # fmt: skip
     voxels = sum(sample.voxels for sample in taken)
     rate = sum(sample.seconds for sample in taken) / voxels if voxels else 0.0
     seconds = rate * sum(int(np.prod(row["shape"])) for row in usable) / jobs
     return Forecast(round(kept * len(usable)), round(kept * size), seconds, bad)
+
+
+def _bytes_a_voxel(volumes: Sequence[np.ndarray], layout: str) -> float:
+    if layout == "npy" or not volumes:
+        return 2.0
+    return sum(len(encode(layout, volume)) for volume in volumes) / sum(volume.size for volume in volumes)

@@ -36,7 +36,8 @@ def show(
     if not 0 <= mask < 1 or cell < 1 or size % cell:
         raise ValueError(f"size {size} must be a multiple of cell {cell}, and mask {mask} a share below 1")
     index = names.index(volume)
-    record, stored, label = opened.records[index], opened.volume(index), opened.label(index)
+    record, stored, label = opened.records[index], opened.volume(index)[...], opened.label(index)
+    label = None if label is None else label[...]
     window = WINDOWS[opened.recipe.get("unit", "HU")]
     if stored.ndim == 2:
         return _write(out, [[drawing.grey(stored, *window)]])

@@ -1,121 +1,207 @@
 """A folder of prepared volumes: what ``medfast data prepare`` writes and what the loader reads.
 
-    store/STORE.json                  format, version, recipe and its hash
+    store/STORE.json                  format, version, layout, recipe and its hash
           index.jsonl                 one line per volume, append-only; a torn last line is no line
-          volumes/<id>.npy            int16 HU, (d, h, w); see ``nifti`` for the directions of the axes
+          volumes/<id>.npy            int16 HU, (d, h, w); see ``nifti`` for the directions of the axes. Or <id>.b2nd
+          labels/<id>.npy             classes on the same grid, where there were any
+          shards/00000.shard          in place of both in a packed store (``pack``)
           private/sources.jsonl       which file each id came from
           private/quarantine.jsonl    which files were refused, and why
 
-An index line holds: id; shape (d, h, w); hash (SHA-256 of the .npy file); bytes (its size); voxels (SHA-256 of the
+An index line holds: id; shape (d, h, w); hash (SHA-256 of the file's bytes); bytes (how many); voxels (SHA-256 of the
 decoded source voxels); spacing in mm (d, h, w); affine, 4x4, (d, h, w, 1) to RAS millimetres; percentiles in HU; body,
 the box [d0, h0, w0, d1, h1, w1) of the largest body; foreground, the share of voxels above -500 HU; source, shape,
-spacing, orientation and angle as they were; notes. Nothing outside ``private/`` names a source file, repeats text of
-its header or holds a date.
+spacing, orientation and angle as they were; notes; group and dataset, pseudonyms of both, where they were given; shard
+and offset in a packed store; check, a hash of the line. Nothing outside ``private/`` names a source file, repeats text
+of its header or holds a date.
+
+Version 1 had no layout and no checks; it is read as it is, and written to by nobody (``migrate``).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["DataError", "Store", "append", "digest", "explain", "read_lines", "read_recipe", "recipe_hash",
+from medfast.data import layouts
+from medfast.data.files import AGAIN, DataError, append, as_object, digest, read_lines, sync_folder, write_durably
+from medfast.data.layouts import Place, Voxels
+
+__all__ = ["DataError", "Header", "Store", "append", "digest", "explain", "read_header", "read_lines", "recipe_hash",
            "sync_folder", "verify", "write_durably"]  # fmt: skip
 
 FORMAT = "medfast store"
-VERSION = 1
+VERSION = 2
+READS = (1, 2)
 NEEDED = ("id", "shape", "hash", "bytes", "body")  # of an index line, to read its volume
-AGAIN = "Run 'medfast data prepare' on the same input and store again: it makes what is missing anew"
+KINDS = {"volumes": "volume", "labels": "label of volume"}
+_DTYPES = {"volumes": ("int16",), "labels": ("uint8", "int16")}
 
 
-class DataError(Exception):
-    """The data cannot be trusted or there is none; the command line exits with 3."""
+@dataclass(frozen=True)
+class Header:
+    """What STORE.json says. layout: a name of ``layouts``. packed: arrays lie in shards."""
+
+    recipe: dict[str, Any]
+    layout: str = "npy"
+    packed: bool = False
+    version: int = VERSION
+
+    def content(self) -> bytes:
+        """STORE.json, with a check over all of it."""
+        about = {"format": FORMAT, "version": self.version, "layout": self.layout, "packed": self.packed,
+                 "recipe": self.recipe, "recipe_hash": recipe_hash(self.recipe)}  # fmt: skip
+        check = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+        return json.dumps({**about, "check": check}, indent=1).encode() + b"\n"
 
 
 class Store:
     """Read side of a store. Picklable, holds no open file.
 
-    ``records``: the index, sorted by id. ``recipe``: the settings that every volume was made with. Raises DataError
-    where there is no store, its version is another, or an index line is broken.
+    ``records``: the index, sorted by id. ``recipe``: the settings that every volume was made with. ``layout``,
+    ``packed``: as in ``Header``. ``remedy``: what to do about a damaged file. Raises DataError where there is no store,
+    its version is another, or an index line is broken; ModuleNotFoundError where its layout cannot be read here.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, remedy: str | None = None):
         self.path = Path(path)
         if not (self.path / "STORE.json").is_file():
             raise DataError(f"{self.path} is no store: it has no STORE.json. 'medfast data prepare' makes one.")
-        self.recipe = read_recipe(self.path)
+        header = read_header(self.path)
+        self.recipe, self.layout, self.packed = header.recipe, layouts.check(header.layout), header.packed
+        self.remedy = remedy or (f"Pack {self.path} anew from the store it came from" if self.packed else
+                                 f"Delete its file in {self.path} if it is there. {AGAIN}")  # fmt: skip
         if parts := sorted(self.path.glob("index.*-of-*.jsonl")):
             raise DataError(f"{self.path} is in parts ({parts[0].name}...): run 'medfast data prepare' once more on "
                             "the same input and store, without --part, which joins them")  # fmt: skip
-        rows = read_lines(self.path / "index.jsonl", *NEEDED)
+        rows = read_lines(self.path / "index.jsonl", *NEEDED, unsealed=header.version == 1)
         self.records = sorted(rows, key=lambda record: record["id"])
         self._checked: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.records)
 
+    @property
+    def channels(self) -> int:
+        return self.recipe.get("channels") or 1
+
+    @property
+    def dimensions(self) -> int:
+        """Spatial axes of an item: 3, or 2 for pictures."""
+        return self.recipe.get("dimensions", 3)
+
+    def place(self, index: int, kind: str = "volumes") -> Place:
+        """Where the array of a volume lies, or its labels', which it must have."""
+        record = self.records[index]
+        about = record if kind == "volumes" else record["label"]
+        if self.packed:
+            return Place(self.path / "shards" / f"{about['shard']:05d}.shard", about["offset"], about["bytes"])
+        return Place(self.path / kind / f"{record['id']}{layouts.SUFFIXES[self.layout]}", 0, about["bytes"])
+
     def file(self, index: int) -> Path:
-        return self.path / "volumes" / f"{self.records[index]['id']}.npy"
+        """The file that a volume lies in."""
+        return self.place(index).file
 
-    def volume(self, index: int) -> np.ndarray:
-        """Read-only int16 memory map (d, h, w) in HU. Its hash is checked on first touch; a mismatch is a DataError."""
-        if index not in self._checked:
-            if problem := self.problem(index):
-                raise DataError(f"{problem}. Delete {self.file(index)} if it is there. {AGAIN}.")
-            self._checked.add(index)
-        file = self.file(index)
-        return np.load(file, mmap_mode="r", allow_pickle=False)
+    def volume(self, index: int) -> Voxels:
+        """Read-only int16 voxels (d, h, w), (c, d, h, w) or (h, w), in the recipe's unit; slices are read on demand.
 
-    def label(self, index: int) -> np.ndarray | None:
-        """Read-only memory map (d, h, w) of classes, on the grid of the volume; None where the case had none."""
+        The hash is checked on first touch; a mismatch is a DataError.
+        """
+        if problem := self.touched(index):
+            raise DataError(f"{problem}. {self.remedy}.")
+        return self.open(index)
+
+    def open(self, index: int) -> Voxels:
+        """As ``volume``, but nothing is checked. OSError or ValueError where the file is gone or cut."""
+        return layouts.open_voxels(self.layout, self.place(index), self.records[index]["shape"])
+
+    def label(self, index: int) -> Voxels | None:
+        """Read-only classes, on the grid of the volume; None where the case had none. Their hash is checked."""
         if "label" not in self.records[index]:
             return None
-        if problem := self.problem(index):
-            raise DataError(f"{problem}. {AGAIN}.")
-        file = self._label(index)
-        return np.load(file, mmap_mode="r", allow_pickle=False)
+        if problem := self.problem(index, "labels"):
+            raise DataError(f"{problem}. {self.remedy}.")
+        return layouts.open_voxels(self.layout, self.place(index, "labels"))
 
-    def _label(self, index: int) -> Path:
-        return self.path / "labels" / f"{self.records[index]['id']}.npy"
+    def touched(self, index: int) -> str | None:
+        """What is wrong with the volume's file, or None; its hash is taken only until it was right once."""
+        if index in self._checked:
+            return None
+        problem = self.problem(index, "volumes")
+        if problem is None:
+            self._checked.add(index)
+        return problem
 
-    def problem(self, index: int) -> str | None:
-        """What is wrong with the files of a volume, or None."""
-        record, kinds = self.records[index], ("int16",)
-        found = _problem("volume", self.file(index), record, record["shape"], kinds)
-        if found is None and "label" in record:
-            spatial = record["shape"][-len(record["body"]) // 2 :]
-            return _problem("label of volume", self._label(index), {**record, **record["label"]}, spatial,
-                            ("uint8", "int16"))  # fmt: skip
-        return found
+    def problem(self, index: int, *kinds: str) -> str | None:
+        """What is wrong with the files of a volume, or None. kinds: "volumes", "labels"; both where none is named."""
+        for kind in kinds or KINDS:
+            if kind == "volumes" or "label" in self.records[index]:
+                try:
+                    found = self._problem(index, kind)
+                except (OSError, ValueError) as error:
+                    found = f"{KINDS[kind]} {self.records[index]['id']} cannot be read: {error}"
+                if found:
+                    return found
+        return None
 
-
-def _problem(what: str, file: Path, record: dict[str, Any], shape: list[int], kinds: tuple[str, ...]) -> str | None:
-    what = f"{what} {record['id']}"
-    if not file.is_file():
-        return f"{what} of the index is missing from {file.parent}"
-    if file.stat().st_size != record["bytes"]:
-        return f"{what} has {file.stat().st_size} bytes, its index line says {record['bytes']}"
-    if digest(file) != record["hash"]:
-        return f"{what} is not what was written: its SHA-256 differs from its index line"
-    array = np.load(file, mmap_mode="r", allow_pickle=False)
-    if array.dtype.name not in kinds or list(array.shape) != shape:
-        return f"{what} is {array.dtype} {array.shape}, its index line says {kinds[0]} {shape}"
-    return None
+    def _problem(self, index: int, kind: str) -> str | None:
+        record, place = self.records[index], self.place(index, kind)
+        about, what = (record if kind == "volumes" else record["label"]), f"{KINDS[kind]} {record['id']}"
+        if not place.file.is_file():
+            return f"{what} of the index is missing: there is no {place.file}"
+        size = place.file.stat().st_size
+        if self.packed and size < place.offset + place.bytes:
+            return f"{what} lies beyond the end of {place.file}, which has {size} bytes"
+        if not self.packed and size != place.bytes:
+            return f"{what} has {size} bytes, its index line says {place.bytes}"
+        if digest(place.file, place.offset, place.bytes) != about["hash"]:
+            return f"{what} is not what was written: its SHA-256 differs from its index line"
+        array = layouts.open_voxels(self.layout, place)
+        shape = record["shape"] if kind == "volumes" else record["shape"][-(len(record["body"]) // 2) :]
+        if np.dtype(array.dtype).name not in _DTYPES[kind] or list(array.shape) != shape:
+            return f"{what} is {array.dtype} {list(array.shape)}, its index line says {_DTYPES[kind][0]} {shape}"
+        return None
 
 
 def verify(store: Store) -> int:
-    """Hash every volume again. Returns how many there are; raises DataError naming all that changed."""
+    """Hash every array again, and look for files of no index line. Returns how many volumes there are; raises DataError
+    naming all that changed."""
     problems = [problem for index in range(len(store)) if (problem := store.problem(index))]
+    places = {store.place(i, kind).file for i, record in enumerate(store.records)
+              for kind in (KINDS if "label" in record else ("volumes",))}  # fmt: skip
+    folders = ["shards"] if store.packed else list(KINDS)
+    extra = sorted(file for folder in folders for file in (store.path / folder).glob("*") if file not in places)
+    problems += [f"{file} is of no line of the index, which may have lost its last" for file in extra]
+    problems += _between(store) if store.packed and not problems else []
     if problems:
         found = "\n  ".join(problems)
-        raise DataError(f"{len(problems)} of {len(store)} volumes are damaged:\n  {found}\n"
-                        f"Delete their files, {store.path / 'volumes'}/<id>.npy. {AGAIN}.")  # fmt: skip
+        raise DataError(f"{len(problems)} problems among {len(store)} volumes:\n  {found}\n{store.remedy}.")
     return len(store)
+
+
+def _between(store: Store) -> list[str]:
+    """What is wrong between the arrays of shards, where there are zeros and nothing else."""
+    ends: dict[Path, list[tuple[int, int]]] = {}
+    for index, record in enumerate(store.records):
+        for kind in KINDS if "label" in record else ("volumes",):
+            place = store.place(index, kind)
+            ends.setdefault(place.file, []).append((place.offset, place.offset + place.bytes))
+    problems = []
+    for file, spans in sorted(ends.items()):
+        spans.sort()
+        begins, ends_ = [0, *(stop for _, stop in spans)], [*(start for start, _ in spans), file.stat().st_size]
+        with file.open("rb") as stream:
+            for start, stop in zip(begins, ends_, strict=True):
+                stream.seek(start)
+                if start != stop and (start == spans[-1][1] or any(stream.read(stop - start))):
+                    problems.append(f"{file} holds something between its arrays, at byte {start}")
+    return problems
 
 
 def explain(store: Store, volume: str) -> dict[str, Any]:
@@ -125,7 +211,8 @@ def explain(store: Store, volume: str) -> dict[str, Any]:
     volume: an id, or the path of a source file. DataError where nothing knows it.
     """
     private = store.path / "private"
-    sources, refused = (read_lines(private / f"{name}.jsonl", "path") for name in ("sources", "quarantine"))
+    sources, refused = (read_lines(private / f"{name}.jsonl", "path", unsealed=True)
+                        for name in ("sources", "quarantine"))  # fmt: skip
     known = [row for row in sources if volume in (row["id"], row["path"])]
     ids = {volume, *(row["id"] for row in known)}
     found = [index for index, record in enumerate(store.records) if record["id"] in ids]
@@ -143,82 +230,23 @@ def explain(store: Store, volume: str) -> dict[str, Any]:
     }
 
 
-def digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def recipe_hash(recipe: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
-    """The recipe in a store's STORE.json, which must be there; DataError where it is damaged or of another version."""
+def read_header(path: Path) -> Header:
+    """What a store's STORE.json says, which must be there; DataError where it is damaged or of a version not read."""
     described = path / "STORE.json"
-    about = _object(described.read_bytes(), "format", "version")
-    if about is not None and (about["format"], about["version"]) != (FORMAT, VERSION):
-        raise DataError(f"{described} says {about['format']!r} version {about['version']!r}; "
-                        f"this medfast reads {FORMAT!r} version {VERSION}. Prepare the volumes again.")  # fmt: skip
-    if about is None or not isinstance(about.get("recipe"), dict):
+    content = described.read_bytes()
+    about = as_object(content, "format", "version")
+    if about is not None and (about["format"] != FORMAT or about["version"] not in READS):
+        raise DataError(f"{described} says {about['format']!r} version {about['version']!r}; this medfast reads "
+                        f"{FORMAT!r} versions {' and '.join(map(str, READS))}. A newer one may read it.")  # fmt: skip
+    header = None
+    if about is not None and isinstance(about.get("recipe"), dict):
+        known = {name: about[name] for name in ("layout", "packed") if name in about}
+        header = Header(about["recipe"], **known, version=about["version"])
+    if header is None or header.version > 1 and header.content() != content:
         raise DataError(f"{described} is damaged, so nobody knows how the volumes were made. "
                         f"Delete {path} and run 'medfast data prepare' again.")  # fmt: skip
-    return about["recipe"]
-
-
-def read_lines(file: Path, *needed: str, mend: bool = False) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file; [] if there is none. A last line without its newline was never finished.
-
-    A line that is no JSON object with all keys ``needed`` is a DataError; with mend, it is left out.
-    """
-    if not file.exists():
-        return []
-    *lines, _torn = file.read_bytes().split(b"\n")
-    rows = [_object(line, *needed) for line in lines]
-    broken = [number for number, line in enumerate(lines) if line and rows[number] is None]
-    if broken and not mend:
-        raise DataError(f"line {broken[0] + 1} of {file} is damaged. {AGAIN}.")
-    return [row for row in rows if row is not None]
-
-
-def _object(text: bytes, *needed: str) -> dict[str, Any] | None:
-    """A JSON object that has these keys, or None."""
-    try:
-        found = json.loads(text)
-    except ValueError:  # no JSON, or no UTF-8
-        return None
-    return found if isinstance(found, dict) and set(needed) <= set(found) else None
-
-
-def append(file: Path, row: Mapping[str, Any]) -> None:
-    """Add one row for good: it is on the disk when this returns. A torn tail of a killed run is cut off first."""
-    with file.open("a+b") as stream:
-        end = stream.seek(0, os.SEEK_END)
-        if end:
-            stream.seek(end - 1)
-            if stream.read(1) != b"\n":
-                stream.seek(0)
-                stream.truncate(stream.read().rfind(b"\n") + 1)
-        stream.write(json.dumps(row).encode() + b"\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def write_durably(file: Path, content: bytes | memoryview) -> str:
-    """Write, force to the disk, read back. Returns the SHA-256; DataError where the disk returns something else."""
-    with file.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    found = digest(file)
-    if found != hashlib.sha256(content).hexdigest():
-        raise DataError(f"{file} does not hold what was written to it: check the disk")
-    return found
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder as durable as their contents."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    return header

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from medfast.objectives.gauges import collapse_gauges
+from medfast.objectives.gauges import watched
 from medfast.types import Batch, Objective
 
 __all__ = ["Gauge", "gauges_of", "recentre", "shuffled", "uniform_losses"]
 
+# What has no reference to be held against: a scale that is the model's own, a spread
+_ALONE = ("teacher_norm", "head_entropy_spread")
 _SETTLE = 1000  # updates of the centres: at a momentum of .99, 4e-5 of where they started is left
 
 
@@ -55,26 +57,27 @@ def recentre(objective: Objective, batch: Batch, t: float) -> None:
 
 
 def gauges_of(objective: Objective, batch: Batch, t: float) -> dict[str, Gauge]:
-    """The collapse gauges of ``objective`` on ``batch`` at time t of the run, with their references.
+    """The gauges of ``objective`` on ``batch`` at time t of the run that have references, with these.
 
-    {} where the objective offers no tokens.
+    {} where the objective shows nothing.
     """
     objective.eval()
-    tokens = objective.tokens(batch, t)
-    values = collapse_gauges(tokens)
+    values = watched(objective, batch, t)
     if not values:
         return {}
+    ceilings = _ceilings(objective.tokens(batch, t))
     twin = shuffled(objective)
     recentre(twin, batch, t)
-    random, ceilings = collapse_gauges(twin.tokens(batch, t)), _ceilings(tokens)
+    random = watched(twin, batch, t)
     return {
         name: Gauge(
             value=float(value),
-            collapsed=1.0 if name.startswith("rank") else 0.0,
+            collapsed=1.0 if name.startswith("rank") or name == "position_similarity" else 0.0,
             random=float(random[name]),
-            ceiling=ceilings[name],
+            ceiling=ceilings.get(name, 1.0),
         )
         for name, value in values.items()
+        if name not in _ALONE
     }
 
 

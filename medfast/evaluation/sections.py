@@ -29,6 +29,14 @@ GAUGES = {
     "entropy_each": "Average entropy of a patch's own distribution: is the teacher sure of one prototype? At ln K, the "
     "largest possible value, it says nothing yet.",
     "information": "Their difference: what a patch's prototype tells about the patch, in nats.",
+    "position_similarity": "How alike the encoder's tokens at one place of different volumes are, less what all tokens "
+    "share: 1 where they tell their place and nothing else.",
+    "same_position": "The same of the tokens that are told from each other, on training batches.",
+    "head_entropy": "How widely attention heads look, mean over all heads: 1 is everywhere alike, 0 a single token.",
+    "head_entropy_spread": "How much heads differ in that: their standard deviation.",
+    "teacher_norm": "Length of all the teacher's numbers together. A teacher that is updated never has the same twice.",
+    "equal_views": "Share of samples whose views are the same, voxel by voxel.",
+    "agreement": "Similarity of what is the same in both views, on training batches.",
     "mask_ratio": "Share of cells hidden from the student.",
 }
 PREDICTORS = {

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from medfast.objectives.contrast import by_sample, group_size, groups_of
 from medfast.objectives.gauges import agreement
 from medfast.objectives.losses import at_least_fp32
-from medfast.objectives.options import momenta
+from medfast.objectives.options import momenta, summary_width
 from medfast.objectives.projectors import NormedMLP
 from medfast.objectives.schedules import cosine
 from medfast.objectives.views import stack_views
@@ -41,7 +41,7 @@ class BYOL(Objective):
     ):
         super().__init__()
         self.backbone, self.group, self.momenta = backbone, group_size(group), momenta(momentum)
-        self.projector = NormedMLP((backbone.channels[-1], hidden, width))
+        self.projector = NormedMLP((summary_width(backbone), hidden, width))
         self.predictor = NormedMLP((width, hidden, width))
         self.teacher = Teacher(self, "backbone", "projector")
 

@@ -1,4 +1,4 @@
-"""How far two clouds of points are apart, through kernel density estimates (SwinFUSE, eqs. 3 and 4)."""
+"""How far two clouds of points are apart, through kernel density estimates (SwinFUSE, eqs. 2 and 3)."""
 
 from __future__ import annotations
 

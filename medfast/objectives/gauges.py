@@ -7,7 +7,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-__all__ = ["agreement", "collapse_gauges", "effective_rank", "prototype_entropy", "same_position"]
+from medfast.objectives.attention import head_entropies
+from medfast.types import Batch, Features, Objective
+
+__all__ = [
+    "agreement", "collapse_gauges", "effective_rank", "equal_views", "position_similarity", "prototype_entropy",
+    "same_position", "teacher_norm", "watched",
+]  # fmt: skip
 
 
 @torch.no_grad()
@@ -64,6 +70,67 @@ def same_position(z: Tensor) -> Tensor:
         return x.new_full((), float("nan"))
     pairs = x.sum(dim=1).square().sum(dim=-1) - x.square().sum(dim=(1, 3))
     return (pairs / (b * (b - 1))).mean()
+
+
+@torch.no_grad()
+def position_similarity(maps: Tensor) -> Tensor:
+    """Mean cosine of the tokens at one position of different samples of a view, less what all tokens of it share.
+
+    maps: (views, b, positions, dim), not normalised. 1 where a token tells its place and nothing else, about 0 where it
+    tells what is there; nan for one sample or one position. Fp64. The mean token is taken off because tokens behind a
+    LayerNorm have a large common part, which makes all of them look alike.
+    """
+    b, positions = maps.shape[1:3]
+    if b < 2 or positions < 2:
+        return maps.new_full((), float("nan"), dtype=torch.float64)
+    x = maps.detach().double()
+    x = x - x.mean(dim=(1, 2), keepdim=True)
+    x = x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    return ((x.sum(dim=1).square().sum(dim=-1) - x.square().sum(dim=(1, 3))) / (b * (b - 1))).mean()
+
+
+@torch.no_grad()
+def equal_views(batch: Batch) -> dict[str, Tensor]:
+    """Share of samples, "equal_views", of which all views are the same, voxel by voxel; {} for one view."""
+    first, *others = batch.views
+    if not others or any(view.shape != first.shape for view in others):
+        return {}
+    same = torch.stack([(view == first).flatten(1).all(dim=1) for view in others])
+    return {"equal_views": same.all(dim=0).to(torch.float32).mean()}
+
+
+@torch.no_grad()
+def teacher_norm(objective: Objective) -> dict[str, Tensor]:
+    """L2 norm, "teacher_norm", of all numbers that the teacher averages, fp64; {} without. A teacher that is updated
+    never has the same twice."""
+    if objective.teacher is None:
+        return {}
+    norms = torch._foreach_norm([x.double() for x in objective.teacher.state().values() if x.is_floating_point()])
+    return {"teacher_norm": torch.stack(norms).norm()}
+
+
+def watched(objective: Objective, batch: Batch, t: float) -> dict[str, Tensor]:
+    """All gauges of a model on a batch at time t: ``collapse_gauges``, what its encoder shows, and ``teacher_norm``.
+
+    Of the encoder on whole views: "position_similarity" of its coarsest stage of at least 8 tokens, and "head_entropy"
+    and "head_entropy_spread", mean and standard deviation over all heads; each where there is such a thing.
+    """
+    with torch.no_grad():
+        looks: list[Features] = []
+        heads = head_entropies(objective, lambda: looks.extend(objective.encode(batch)))
+        gauges = collapse_gauges(objective.tokens(batch, t)) | _positions(looks)
+        if heads:
+            entropies = torch.cat([entropy.double() for _, entropy in heads])
+            gauges |= {"head_entropy": entropies.mean(), "head_entropy_spread": entropies.std(correction=0)}
+        return gauges | teacher_norm(objective)
+
+
+def _positions(looks: list[Features]) -> dict[str, Tensor]:
+    """The gauge "position_similarity" of what the encoder made of each view, {} where there is nothing to compare."""
+    coarse = [maps for maps in zip(*(look.stages for look in looks), strict=True) if maps[0][0, ..., 0].numel() >= 8]
+    if not coarse or len(coarse[-1][0]) < 2:
+        return {}
+    return {"position_similarity": position_similarity(torch.stack([x.flatten(1, -2) for x in coarse[-1]]))}
 
 
 def collapse_gauges(tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:

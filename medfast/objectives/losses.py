@@ -1,4 +1,4 @@
-"""Prototype cross-entropy with centring and sharpening, and L1 on hidden voxels; fp32 at least, under any autocast."""
+"""Prototype cross-entropy with centring and sharpening, and errors on hidden voxels; fp32 at least, under autocast."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from medfast.objectives.patches import Stride, cell_sums
+from medfast.types import Mask
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
@@ -61,7 +64,7 @@ def mean_of_means(values: Tensor, weight: Tensor) -> Tensor:
 
 
 def masked_l1(prediction: Tensor, target: Tensor, where: Tensor) -> Tensor:
-    """sum |prediction - target| / (count + 1e-5) over the voxels in ``where``, mean over samples (SMART eq. 6, SMIT).
+    """sum |prediction - target| / (count + 1e-5) over the voxels in ``where``, mean over samples (RCR, MST).
 
     prediction, target: (b, c, *size), mean over c; where: (b, *size) bool.
     """
@@ -70,13 +73,38 @@ def masked_l1(prediction: Tensor, target: Tensor, where: Tensor) -> Tensor:
     return ((error * weight).flatten(1).sum(dim=1) / (weight.flatten(1).sum(dim=1) + 1e-5)).mean()
 
 
-def masked_mse(prediction: Tensor, target: Tensor, where: Tensor) -> Tensor:
-    """Squared error, mean over the voxels in ``where`` of a sample, then over samples (SDDA-MAE).
+def hidden_l1(
+    prediction: Tensor, target: Tensor, mask: Mask, stride: Stride, valid: Tensor | None = None
+) -> Tensor:  # fmt: skip
+    """``masked_l1`` over the voxels of hidden cells (SMART eq. 6, SMIT, SimMIM).
 
-    prediction, target: (b, c, *size), mean over c; where: (b, *size) bool.
+    prediction, target: (b, c, *size), mean over c. stride: voxels of a cell. valid: (b, *size) bool, those that count.
     """
+    error = (at_least_fp32(prediction) - at_least_fp32(target)).abs().mean(dim=1)
+    total, count = _hidden_sums(error, mask, stride, valid)
+    return (total / (count + 1e-5)).mean()
+
+
+def hidden_mse(
+    prediction: Tensor, target: Tensor, mask: Mask, stride: Stride, valid: Tensor | None = None
+) -> Tensor:  # fmt: skip
+    """Squared error, mean over the voxels of hidden cells, then over samples (SDDA-MAE). Arguments: ``hidden_l1``'s."""
     error = (at_least_fp32(prediction) - at_least_fp32(target)).square().mean(dim=1)
-    return mean_of_means(error.flatten(1), where.to(error.dtype).flatten(1))
+    total, count = _hidden_sums(error, mask, stride, valid)
+    return (total / count.clamp(min=1.0)).mean()
+
+
+def _hidden_sums(error: Tensor, mask: Mask, stride: Stride, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(sum of the error, number of voxels), (b,) each, over the hidden cells of each sample. error: (b, *size).
+
+    Voxels are added up cell by cell and hidden cells picked by their ids, so no mask of voxels is made.
+    """
+    weight = torch.ones_like(error[:1]) if valid is None else valid.to(error.dtype)
+    sums, counts = cell_sums(error if valid is None else error * weight, stride), cell_sums(weight, stride)
+    if mask.hidden is None:
+        where = mask.where.flatten(1).to(error.dtype)
+        return (sums * where).sum(dim=1), (counts * where).sum(dim=1)
+    return sums.gather(1, mask.hidden).sum(dim=1), counts.expand_as(sums).gather(1, mask.hidden).sum(dim=1)
 
 
 def patch_mse(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:

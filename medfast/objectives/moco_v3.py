@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from medfast.objectives.contrast import Groups, by_sample, group_size, groups_of
 from medfast.objectives.gauges import agreement
 from medfast.objectives.losses import at_least_fp32
-from medfast.objectives.options import momenta, positive
+from medfast.objectives.options import momenta, positive, summary_width
 from medfast.objectives.projectors import NormedMLP
 from medfast.objectives.schedules import cosine
 from medfast.objectives.views import stack_views
@@ -42,7 +42,7 @@ class MoCoV3(Objective):
         super().__init__()
         self.backbone, self.group = backbone, group_size(group)
         self.temperature, self.momenta = positive("temperature", temperature), momenta(momentum)
-        self.projector = NormedMLP((backbone.channels[-1], hidden, hidden, width), last_norm=True)
+        self.projector = NormedMLP((summary_width(backbone), hidden, hidden, width), last_norm=True)
         self.predictor = NormedMLP((width, hidden, width), last_norm=True)
         self.teacher = Teacher(self, "backbone", "projector")
 

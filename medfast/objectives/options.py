@@ -58,6 +58,12 @@ def distilled_stage(backbone: Backbone, stage: int | None) -> int:
     return chosen - 1
 
 
+def summary_width(backbone: Backbone) -> int:
+    """Width of ``Features.summary``: [CLS] is as wide as the tokens it attends to, the mean as the last stage's."""
+    attended = backbone.semantic_attention
+    return backbone.channels[-1 if attended is None else attended - 1]
+
+
 def token_width(backbone: Backbone) -> int:
     """Width of the mask token. ValueError for a backbone without tokens that could be hidden."""
     if not backbone.embed:

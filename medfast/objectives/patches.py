@@ -46,5 +46,16 @@ def from_patches(patches: Tensor, stride: Stride, channels: int, size: Sequence[
     return volume[(..., *(slice(0, length) for length in size))]
 
 
+def cell_sums(x: Tensor, stride: Stride) -> Tensor:
+    """(b, *size) -> (b, n): the sum over the voxels of each cell, cells in raster order, the last ones cut."""
+    axes = x.dim() - 1
+    lengths = per_axis(stride, axes)
+    padding = [p for size, s in zip(reversed(x.shape[1:]), reversed(lengths), strict=True) for p in (0, -size % s)]
+    if any(padding):
+        x = F.pad(x, padding)
+    split = [n for size, s in zip(x.shape[1:], lengths, strict=True) for n in (size // s, s)]
+    return x.reshape(len(x), *split).sum(dim=[2 + 2 * i for i in range(axes)]).flatten(1)
+
+
 def voxels_of_patch(stride: Stride, axes: int = 3) -> int:
     return math.prod(per_axis(stride, axes))

@@ -67,10 +67,8 @@ class RCR(Objective):
             whole = torch.cat(tuple(planned(batch.targets, "uncut")))
             losses["recon"] = masked_l1(self._reconstruct(seen, volume), whole, judged(batch))
         if "rotation" in self.weights:
-            told = at_least_fp32(self.rotation(view_vector(seen.stages[-1], self.read, 0)))
-            turns = planned(batch.params, "rotation").T.flatten()  # (b, views), stacked view after view
-            losses["rotation"] = F.cross_entropy(told, turns)
-            gauges["rotation_accuracy"] = (told.argmax(dim=1) == turns).to(torch.float32).mean()
+            told = self.rotation(view_vector(seen.stages[-1], self.read, 0))
+            losses["rotation"], gauges["rotation_accuracy"] = rotation_loss(told, planned(batch.params, "rotation"))
         if "contrast" in self.weights:
             z = F.normalize(at_least_fp32(self.contrast(view_vector(seen.stages[-1], self.read, 1))), dim=-1)
             losses["contrast"] = nt_xent(z, groups_of(self), self.temperature)
@@ -96,6 +94,15 @@ class RCR(Objective):
     def tokens(self, batch: Batch, t: float = 0.0) -> dict[str, Tensor]:
         """For collapse gauges: "student" (tokens, dim) of the last stage."""
         return {"student": self.backbone(stack_views(batch, self.views)[0]).stages[-1].flatten(0, -2)}
+
+
+def rotation_loss(told: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
+    """(cross-entropy with how views were turned, mean over views; share of views that were told right).
+
+    told: (views * b, 4) logits, view after view. turns: (b, views) int64, as the plan has them.
+    """
+    told, turns = at_least_fp32(told), turns.T.flatten()
+    return F.cross_entropy(told, turns), (told.argmax(dim=1) == turns).to(torch.float32).mean()
 
 
 def view_vector(tokens: Tensor, read: str, cell: int) -> Tensor:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from medfast.objectives.heads import Voxels
-from medfast.objectives.losses import at_least_fp32, cross_entropy, masked_mse
+from medfast.objectives.losses import at_least_fp32, cross_entropy, hidden_mse
 from medfast.objectives.masking import hidden_voxels
 from medfast.objectives.options import chosen_weights, positive, token_width
-from medfast.objectives.views import given_mask, grid_of, judged, stack_views
+from medfast.objectives.views import given_mask, grid_of, stack_valid, stack_views
 from medfast.types import Batch, Features, Mask, Masker, Network, Objective, Output
 
 WEIGHTS = {"recon": 1.0, "distil": 1.0}
@@ -74,8 +74,9 @@ class SDDAMAE(Objective):
         look = self._look(batch, drop_path=self.training)
         losses = {}
         if "recon" in self.weights:
-            where = judged(_flat(batch), self._hidden(look))
-            losses["recon"] = masked_mse(self._painted(look), look.image, where)
+            losses["recon"] = hidden_mse(
+                self._painted(look), look.image, look.mask, self.cell, stack_valid(_flat(batch))
+            )  # fmt: skip
         if "distil" in self.weights:
             student = self.student(look.seen.stages[-1].mean(dim=(1, 2)))
             target = self.target(look.decoded.detach().mean(dim=(1, 2)))
@@ -87,6 +88,9 @@ class SDDAMAE(Objective):
     def cells(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """Cells of ``cell`` pixels on the last two axes."""
         return grid_of(size[-2:], self.cell)
+
+    def encode(self, batch: Batch) -> list[Features]:
+        return [self.backbone.encoder(image) for image in _flat(batch).views]
 
     def _look(self, batch: Batch, drop_path: bool) -> Look:
         flat = _flat(batch)

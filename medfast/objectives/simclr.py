@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medfast.objectives.contrast import group_size, groups_of, nt_xent
 from medfast.objectives.gauges import agreement
-from medfast.objectives.options import positive
+from medfast.objectives.options import positive, summary_width
 from medfast.objectives.projectors import Projector
 from medfast.objectives.views import stack_views
 from medfast.types import Backbone, Batch, Objective, Output
@@ -29,7 +29,7 @@ class SimCLR(Objective):
         super().__init__()
         self.backbone, self.group = backbone, group_size(group)
         self.temperature = positive("temperature", temperature)
-        self.projector = Projector(backbone.channels[-1], relu_last)
+        self.projector = Projector(summary_width(backbone), relu_last)
 
     def forward(self, batch: Batch, t: Tensor) -> Output:
         volume, key = stack_views(batch, self.views)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from medfast.objectives.heads import Voxels
-from medfast.objectives.losses import masked_l1
+from medfast.objectives.losses import hidden_l1
 from medfast.objectives.masking import drawn_ahead, hidden_tokens, hidden_voxels
 from medfast.objectives.options import distilled_stage, token_width
-from medfast.objectives.views import given_mask, grid_of, judged, split_views, stack_views
+from medfast.objectives.views import given_mask, grid_of, split_views, stack_valid, stack_views
 from medfast.types import Backbone, Batch, Features, Key, Mask, Masker, Objective, Output
 
 
@@ -51,7 +51,7 @@ class SimMIM(Objective):
 
     def forward(self, batch: Batch, t: Tensor) -> Output:
         look = self._look(batch, drop_path=self.training)
-        loss = masked_l1(self._reconstruct(look), look.volume, judged(batch, self._hidden_voxels(look)))
+        loss = hidden_l1(self._reconstruct(look), look.volume, look.mask, self.stride, stack_valid(batch))
         gauges = {"mask_ratio": look.mask.where.to(torch.float32).mean()}
         return Output({"recon": loss}, gauges)
 

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 import medfast_kernels as mk
 from medfast.objectives.distillation import Sides, Term, distil_image, distil_patches, weighted
 from medfast.objectives.heads import Prototypes, Trunk, Voxels
-from medfast.objectives.losses import Centres, masked_l1
+from medfast.objectives.losses import Centres, hidden_l1
 from medfast.objectives.masking import count_of, drawn_ahead, hidden_tokens, hidden_voxels, random_cells
 from medfast.objectives.options import chosen_weights, momenta, one_of, positive, token_width
 from medfast.objectives.schedules import Points, cosine, piecewise, points
-from medfast.objectives.views import given_mask, grid_of, judged, split_views, stack_views
+from medfast.objectives.views import given_mask, grid_of, split_views, stack_valid, stack_views
 from medfast.types import Backbone, Batch, Features, Key, Mask, Masker, Objective, Output, Teacher
 
 WEIGHTS = {"amip": 1.0, "ampd": 0.1, "aitd": 0.1, "gitd": 0.1}
@@ -155,8 +155,8 @@ class SMART(Objective):
         look = self._look(batch, drop_path=self.training)
         losses, terms = {}, self._distil(look, t)
         if "amip" in self.weights:
-            where = judged(batch, self._voxels_of(look, look.mask))
-            losses["amip"] = masked_l1(self._reconstruct(look), look.volume, where)
+            stride = self.backbone.strides[self.stage]
+            losses["amip"] = hidden_l1(self._reconstruct(look), look.volume, look.mask, stride, stack_valid(batch))
         losses |= {name: term.loss for name, term in terms.items()}
         return weighted(self.weights, losses, terms, look.mask)
 

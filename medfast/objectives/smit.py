@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from medfast.objectives.distillation import Sides, Term, distil_image, distil_patches, weighted
 from medfast.objectives.heads import Prototypes, Trunk, Voxels
-from medfast.objectives.losses import Centres, masked_l1
+from medfast.objectives.losses import Centres, hidden_l1
 from medfast.objectives.masking import drawn_ahead, hidden_tokens, hidden_voxels
 from medfast.objectives.options import chosen_weights, momenta, positive, token_width
 from medfast.objectives.schedules import Points, cosine, piecewise, points
-from medfast.objectives.views import given_mask, grid_of, judged, split_views, stack_views
+from medfast.objectives.views import given_mask, grid_of, split_views, stack_valid, stack_views
 from medfast.types import Backbone, Batch, Features, Key, Mask, Masker, Objective, Output, Teacher
 
 WEIGHTS = {"recon": 1.0, "patch": 0.1, "image": 0.1}
@@ -94,8 +94,8 @@ class SMIT(Objective):
         look = self._look(batch, drop_path=self.training)
         losses, terms = {}, self._distil(look, t)
         if "recon" in self.weights:
-            where = judged(batch, self._hidden_voxels(look))
-            losses["recon"] = masked_l1(self._reconstruct(look), look.volume, where)
+            stride = self.backbone.strides[self.stage]
+            losses["recon"] = hidden_l1(self._reconstruct(look), look.volume, look.mask, stride, stack_valid(batch))
         losses |= {name: term.loss for name, term in terms.items()}
         return weighted(self.weights, losses, terms, look.mask)
 

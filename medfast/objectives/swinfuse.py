@@ -18,7 +18,7 @@ from medfast.objectives.density import jensen_shannon
 from medfast.objectives.heads import Upsampler
 from medfast.objectives.losses import at_least_fp32, masked_l1
 from medfast.objectives.options import chosen_weights, one_of, positive
-from medfast.objectives.rcr import planned, view_vector
+from medfast.objectives.rcr import planned, rotation_loss, view_vector
 from medfast.objectives.views import judged, split_views, stack_views
 from medfast.types import Batch, EncodesPairs, Features, Key, Objective, Output
 
@@ -77,10 +77,8 @@ class SwinFUSE(Objective):
             whole = torch.cat(tuple(planned(batch.targets, "uncut")))
             losses["recon"] = masked_l1(self.decoder(last, tuple(whole.shape[2:])), whole, judged(batch))
         if "rotation" in self.weights:
-            told = at_least_fp32(self.rotation(view_vector(last, self.read, 0)))
-            turns = planned(batch.params, "rotation").T.flatten()
-            losses["rotation"] = F.cross_entropy(told, turns)
-            gauges["rotation_accuracy"] = (told.argmax(dim=1) == turns).to(torch.float32).mean()
+            told = self.rotation(view_vector(last, self.read, 0))
+            losses["rotation"], gauges["rotation_accuracy"] = rotation_loss(told, planned(batch.params, "rotation"))
         if "contrast" in self.weights:
             z = F.normalize(at_least_fp32(self.contrast(view_vector(last, self.read, 1))), dim=-1)
             losses["contrast"] = nt_xent(z, groups_of(self), self.temperature)

@@ -33,12 +33,12 @@ def stack_valid(batch: Batch) -> Tensor | None:
     return torch.cat(tuple(whole))
 
 
-def judged(batch: Batch, where: Tensor | None = None) -> Tensor:
-    """(views * b, *size) bool: the voxels a reconstruction is held to, ``where`` or all of them, without padding."""
-    if where is None:
-        where = torch.ones_like(torch.cat([view[:, 0] for view in batch.views]), dtype=torch.bool)
+def judged(batch: Batch) -> Tensor:
+    """(views * b, *size) bool: the voxels that a whole view is held to, all of them without padding."""
     valid = stack_valid(batch)
-    return where if valid is None else where & valid
+    return (
+        torch.ones_like(torch.cat([view[:, 0] for view in batch.views]), dtype=torch.bool) if valid is None else valid
+    )
 
 
 def given_mask(batch: Batch, cells: tuple[int, ...]) -> Mask | None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from medfast.types import Objective
 
-__all__ = ["describe", "latest", "load", "read_into", "restore", "save"]
+__all__ = ["describe", "drop_after", "latest", "load", "read_into", "restore", "save", "snapshot"]
 
 PARTS = ("student", "teacher", "optimizer", "state")
 _META, _SUMS, _DONE = "meta.json", "checksums.json", "COMPLETE"
@@ -40,15 +40,20 @@ def describe(objective: Objective) -> dict[str, dict[str, Tensor]]:
 
 def save(
     run: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any], keep: int,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = print, every: int = 0,
 ) -> Path:  # fmt: skip
-    """Write the checkpoint after ``step`` optimizer steps and drop all but the newest ``keep``; returns its folder."""
+    """Write the checkpoint after ``step`` optimizer steps and drop all but the newest ``keep`` and those of every
+    ``every``-th step; returns its folder. OSError for a disk that does not take it: the others are as they were."""
     root = Path(run) / "ckpt"
     folder, unfinished, aside = (root / name.format(step) for name in _NAMES)
     root.mkdir(parents=True, exist_ok=True)
     for old in root.glob(".*.unfinished"):
         shutil.rmtree(old)
-    _write(unfinished, step, parts, meta)
+    try:
+        _write(unfinished, step, parts, meta)
+    except OSError:
+        shutil.rmtree(unfinished, ignore_errors=True)  # what it holds may be what fills the disk
+        raise
     if folder.exists():  # an earlier run's, or damaged; at no moment is there none of the two
         if aside.exists():
             shutil.rmtree(aside)
@@ -58,21 +63,31 @@ def save(
         shutil.rmtree(aside)
     _sync(root)
     _point(root, folder.name)
-    _prune(root, step, keep, say)
+    _prune(root, step, keep, every, say)
     return folder
+
+
+def snapshot(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """Copies on the CPU that do not change when training goes on, and share no memory, which safetensors refuses."""
+    return {part: {name: x.detach().to("cpu", copy=True).contiguous() for name, x in named.items()}
+            for part, named in parts.items()}  # fmt: skip
 
 
 def _write(
     unfinished: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any]
 ) -> None:  # fmt: skip
     """A whole checkpoint under a name that nobody reads yet, on the disk when this returns."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     unfinished.mkdir()
     for part in PARTS:
         # clone: safetensors refuses tensors that share memory, and ZeRO's parameters are views of one buffer
         tensors = {name: x.detach().cpu().clone().contiguous() for name, x in parts[part].items()}
-        save_file(tensors, unfinished / f"{part}.safetensors")
+        try:
+            save_file(tensors, unfinished / f"{part}.safetensors")
+        except SafetensorError as error:  # its word for what a disk says
+            raise OSError(f"{part}.safetensors: {error}") from error
     (unfinished / _META).write_text(json.dumps({**meta, "step": step}, indent=1, sort_keys=True))
     sums = {path.name: _sha256(path) for path in sorted(unfinished.iterdir())}
     (unfinished / _SUMS).write_text(json.dumps(sums, indent=1))
@@ -83,8 +98,25 @@ def _write(
     _sync(unfinished)
 
 
-def _prune(root: Path, step: int, keep: int, say: Callable[[str], None]) -> None:
-    """Drop what is no use to a run that has just saved ``step``, then all whole ones but the newest ``keep``."""
+def drop_after(run: Path, step: int) -> None:
+    """Delete the checkpoints of later steps than ``step``, the newest first: at every moment the newest is a good one
+    to go on from for a run that is killed meanwhile."""
+    for old in _folders(Path(run) / "ckpt"):
+        if _step(old) > step:
+            _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a checkpoint; half deleted it has a name that nobody reads."""
+    going = folder.with_name(f".{folder.name}.unfinished")
+    if going.exists():
+        shutil.rmtree(going)
+    folder.rename(going)
+    shutil.rmtree(going)
+
+
+def _prune(root: Path, step: int, keep: int, every: int, say: Callable[[str], None]) -> None:
+    """Drop what is no use to a run that has just saved ``step``, then the whole ones that nobody wants to keep."""
     whole = []
     for old in _folders(root):
         if _step(old) > step:  # the run was resumed from before it, so it could not be read
@@ -96,7 +128,8 @@ def _prune(root: Path, step: int, keep: int, say: Callable[[str], None]) -> None
         else:
             whole.append(old)
     for old in whole[keep:]:
-        shutil.rmtree(old)
+        if not every or _step(old) % every:
+            _remove(old)
 
 
 def _folders(root: Path) -> list[Path]:
@@ -109,9 +142,12 @@ def _step(folder: Path) -> int:
     return int(folder.stem.removeprefix("step_"))
 
 
-def latest(run: Path | str, say: Callable[[str], None] = print) -> Path | None:
-    """The newest whole checkpoint of a run folder, or None; says which newer ones it passes over, and why."""
+def latest(run: Path | str, say: Callable[[str], None] = print, until: int | None = None) -> Path | None:
+    """The newest whole checkpoint of a run folder, of step ``until`` at most, or None; says which newer ones it passes
+    over because they are damaged, and why."""
     for folder in _folders(Path(run) / "ckpt"):
+        if until is not None and _step(folder) > until:
+            continue
         fault = _fault(folder)
         if fault is None:
             return folder

@@ -7,37 +7,44 @@ import difflib
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from medfast.training import optim as optimisation
+from medfast.training import zero
 from medfast.training.distributed import World
+from medfast.training.ema import averaging
 from medfast.training.settings import Optim, Train
-from medfast.training.strategies import read_moments, write_moments
 from medfast.types import Batch, Objective, Output
 
 __all__ = ["Engine", "check"]
 
-PROVEN = (0, 1)
+STAGES = (0, 1, 2, 3)
 _OURS = {  # keys of DeepSpeed's own that would do what our sections do, and where to say it
     "optimizer": "optim", "scheduler": "optim", "gradient_clipping": "optim.clip", "train_batch_size": "train.batch",
     "train_micro_batch_size_per_gpu": "train.micro", "gradient_accumulation_steps": "train.micro",
-    "managed_gradient_accumulation": "train.micro",
+    "managed_gradient_accumulation": "train.micro", "activation_checkpointing": "objective.backbone.checkpoint",
+    "zero_force_ds_cpu_optimizer": "zero_optimization.offload_optimizer",
 }  # fmt: skip
 # Top-level keys that DeepSpeed 0.19 reads (runtime/config.py) and that are not ours; it ignores all others.
 _THEIRS = frozenset({
-    "activation_checkpointing", "aio", "autotuning", "bf16", "checkpoint", "comet", "comms_logger",
+    "aio", "autotuning", "bf16", "checkpoint", "comet", "comms_logger",
     "communication_data_type", "compile", "csv_monitor", "data_efficiency", "data_types", "dataloader_drop_last",
     "datastates_ckpt", "disable_allgather", "disable_python_gc", "dump_state", "expert_parallel", "flops_profiler",
     "fp16", "gradient_allreduce_op", "gradient_predivide_factor", "hybrid_engine", "log_level", "memory_breakdown",
     "pipeline", "prescale_gradients", "seq_parallel_communication_data_type", "steps_per_print", "tensor_parallel",
     "tensorboard", "timers", "torch_autocast", "use_data_before_expert_parallelism", "wall_clock_breakdown",
-    "wandb", "weight_quantization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer",
-    "zero_optimization",
+    "wandb", "weight_quantization", "zero_allow_untested_optimizer", "zero_optimization",
 })  # fmt: skip
+# Keys of zero_optimization that put parameters or moments where a checkpoint would not find them, or round them.
+_ELSEWHERE = (
+    "offload_param", "zero_hpz_partition_size", "zero_quantized_weights", "zero_quantized_nontrainable_weights",
+    "zero_quantized_gradients", "zenflow", "mics_shard_size", "legacy_stage1", "elastic_checkpoint",
+)  # fmt: skip
 _SECTIONS = ("bf16", "fp16", "torch_autocast", "zero_optimization")  # those read below
 
 
@@ -58,17 +65,38 @@ def check(section: Mapping[str, Any] | None, optim: Optim, train: Train) -> int:
             )
     if "torch_autocast" in section and bool(section["torch_autocast"].get("enabled")) != (train.precision == "bf16"):
         raise ValueError(f"deepspeed.torch_autocast and train.precision={train.precision} contradict each other")
-    stage = (section.get("zero_optimization") or {}).get("stage", 0)
-    if isinstance(stage, bool) or stage not in PROVEN:
+    stage = _zero(section.get("zero_optimization") or {})
+    if stage == 3 and train.compile:
         raise ValueError(
-            f"deepspeed.zero_optimization.stage={stage}: stages 0 and 1 are shown to train and resume exactly; 2 and 3 "
-            "are not yet, because their gradients and weights are sharded where clipping and the teacher read them"
+            "train.compile=true: ZeRO stage 3 fetches weights layer by layer, in hooks that a compiled graph leaves "
+            "out; use deepspeed.zero_optimization.stage 0, 1 or 2, or train.compile=false"
         )
-    if stage and optim.clip and optim.clip["kind"] == "per_parameter":
+    if stage == 3 and "rollback" in (train.alarms or {}).values():
         raise ValueError(
-            "optim.clip.kind=per_parameter needs every parameter's whole gradient, which ZeRO stage 1 cuts across "
-            "ranks: use deepspeed.zero_optimization.stage=0, or kind: global"
+            "train.alarms asks for a rollback, which loads older weights in place; ZeRO stage 3 has cut them over the "
+            "ranks: use stage 0, 1 or 2, or the action stop and start again from an older checkpoint"
         )
+    return stage
+
+
+def _zero(section: Mapping[str, Any]) -> int:
+    """The stage of zero_optimization; ValueError for what is not known to train and resume exactly."""
+    stage = section.get("stage", 0)
+    if isinstance(stage, bool) or stage not in STAGES:
+        raise ValueError(f"deepspeed.zero_optimization.stage is one of {', '.join(map(str, STAGES))}, got {stage!r}")
+    for key in _ELSEWHERE:
+        if section.get(key):
+            raise ValueError(
+                f"deepspeed.zero_optimization.{key}: leave it out, parameters and moments would lie where checkpoints "
+                "do not find them, or be rounded; of the offloads there is offload_optimizer: {device: cpu}"
+            )
+    offload = section.get("offload_optimizer")
+    if offload is not None and (offload.get("device") != "cpu" or offload.get("ratio", 1.0) != 1.0):
+        raise ValueError(
+            f"deepspeed.zero_optimization.offload_optimizer is {{device: cpu}} of the whole state, got {dict(offload)}"
+        )
+    if offload is not None and not stage:
+        raise ValueError("deepspeed.zero_optimization.offload_optimizer needs stage 1, 2 or 3: stage 0 ignores it")
     return stage
 
 
@@ -101,91 +129,113 @@ def _engine(objective: Objective, optimizer: torch.optim.Optimizer, config: dict
 
 
 class Engine:
-    """``Strategy`` through DeepSpeed: ZeRO stage 0 or 1 over a client AdamW."""
+    """``Strategy`` through DeepSpeed: any ZeRO stage over a client AdamW."""
 
     def __init__(
         self, objective: Objective, optim: Optim, train: Train, world: World, accumulate: int, section: Mapping | None
     ):
-        self.stage, self.optim = check(section, optim, train), optim
+        self.stage, self.optim, self.world, self.accumulate = check(section, optim, train), optim, world, accumulate
+        self.objective, self.seen = objective, 0
         self.parameters = {name: p for name, p in objective.named_parameters() if p.requires_grad}
         self.rules = optimisation.groups(self.parameters, optim)
-        config = copy.deepcopy(dict(section or {}))
-        config |= {
-            "train_batch_size": train.batch,
-            "train_micro_batch_size_per_gpu": train.batch // world.size // accumulate,
-            "gradient_accumulation_steps": accumulate,
-        }
-        if self.stage and optim.clip:
-            config["gradient_clipping"] = optim.clip["max"]
-        if train.precision == "bf16":
-            config.setdefault("torch_autocast", {"enabled": True, "dtype": "bfloat16"})
-        config.setdefault("steps_per_print", 1 << 60)
-        before = [p.detach().clone() for p in objective.parameters()]
-        self.engine = _engine(objective, optimisation.adamw(self.parameters, self.rules, optim), config, world)
-        after = (p.detach().to(b.device) for b, p in zip(before, objective.parameters(), strict=True))
+        self.twin = _twin(objective) if self.stage == 3 else None
+        before = [world.piece(p.contiguous()).clone() for p in objective.parameters()]
+        config = _config(section, train, world, accumulate)
+        engine = _engine(objective, optimisation.adamw(self.parameters, self.rules, optim), config, world)
+        self.engine, self.shards = engine, zero.of_stage(self.stage, engine, self.parameters, self.rules, world)
+        after = [self.shards.piece(p).to(b.device) for b, p in zip(before, objective.parameters(), strict=True)]
         if not all(map(torch.equal, before, after)):
             raise RuntimeError("DeepSpeed changed parameters when it was set up; this version cannot resume exactly")
-
-    @property
-    def _adamw(self) -> torch.optim.Optimizer:
-        return self.engine.optimizer.optimizer if self.stage else self.engine.optimizer
+        self.average = averaging(objective, train, world, self.shards.piece, self.stage == 3)
 
     def forward(self, batch: Batch, t: Tensor) -> Output:
+        self.engine.set_gradient_accumulation_boundary(self.seen + 1 == self.accumulate)
         return self.engine(batch, t)
 
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss)
-        if not self.engine.is_gradient_accumulation_boundary():
-            self.engine.step()  # counts the micro-batch; nothing is updated
+        self.seen += 1
 
     def step(self, lr: float, decay: float, t: float) -> Tensor:
-        optimisation.set_rates(self._adamw.param_groups, self.rules, lr, decay, t)
-        if self.stage:
+        self.seen = 0
+        optimisation.set_rates(self.shards.adamw.param_groups, self.rules, lr, decay, t)
+        norm = optimisation.clip(self.shards.gradients(), self.optim.clip, self.world.total if self.stage else None)
+        if self.stage or norm.isfinite():
             self.engine.step()
-            return torch.as_tensor(self.engine.get_global_grad_norm())
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        norm = optimisation.clip(gradients, self.optim.clip)
-        self.engine.step()
+            if not self.engine.was_step_applied():  # DeepSpeed's own norm overflows where ours is still finite
+                norm = torch.full_like(norm, torch.inf)
+        self.shards.forget()
         return norm
 
-    def moments(self) -> dict[str, Tensor]:
-        if not self.stage:
-            return read_moments(self._adamw, self.parameters)
-        from deepspeed.utils import safe_get_full_optimizer_state
+    def teach(self, momentum: float) -> None:
+        if self.average is not None:
+            self.average.update(momentum)
 
-        self._link()
-        found: dict[str, Tensor] = {}
-        for group, flat in zip(self.rules, self._flat(), strict=True):
-            for name in group.names:
-                for kind in ("exp_avg", "exp_avg_sq"):
-                    moment = safe_get_full_optimizer_state(self.parameters[name], kind)
-                    assert moment is not None, f"DeepSpeed keeps no {kind} of {name}"
-                    found[f"{kind}/{name}"] = moment
-                found[f"step/{name}"] = self._adamw.state[flat]["step"].clone()
-        return found
+    def contents(self) -> dict[str, dict[str, Tensor]]:
+        student = {}
+        for name, x in self.shards.whole(dict(self.objective.named_parameters())):
+            if self.world.first:
+                student[name] = x.cpu() if self.stage == 3 else x
+        teacher = {} if self.average is None else self.average.state()
+        return {"student": student, "teacher": teacher, "optimizer": self.shards.moments()}
 
     def load_moments(self, moments: Mapping[str, Tensor]) -> None:
-        if not self.stage:
-            write_moments(self._adamw, self.parameters, moments)
+        self.shards.load_moments(moments)
+
+    def close(self) -> None:
+        self.engine.destroy()
+        if self.stage:
+            _release(self.objective)
+
+    @contextmanager
+    def whole(self) -> Iterator[Objective]:
+        if self.twin is None:
+            yield self.objective
             return
-        from deepspeed.utils import safe_set_full_optimizer_state
+        for own, shared in zip(self.twin.modules(), self.objective.modules(), strict=True):
+            own._buffers.update(shared._buffers)
+        places = dict(self.twin.named_parameters())
+        for name, x in self.shards.whole(dict(self.objective.named_parameters())):
+            places[name].data = x
+        try:
+            yield self.twin
+        finally:
+            for p in places.values():
+                p.data = p.data.new_empty(0)
 
-        for group, flat in zip(self.rules, self._flat(), strict=True):
-            step = moments[f"step/{group.names[0]}"].clone()
-            self._adamw.state[flat] = {
-                "exp_avg": torch.zeros_like(flat), "exp_avg_sq": torch.zeros_like(flat), "step": step
-            }  # fmt: skip
-        self._link()
-        for name, p in self.parameters.items():
-            for kind in ("exp_avg", "exp_avg_sq"):
-                safe_set_full_optimizer_state(p, moments[f"{kind}/{name}"].to(p.device), kind)
 
-    def _link(self) -> None:
-        """Tell every parameter where its moments are. DeepSpeed (0.19) does so once, after the step of the first group,
-        when the others have none yet; its getters then find nothing."""
-        self.engine.optimizer._hp_optimizer_states_linked = False
-        self.engine.optimizer._lazy_init_hp_params_optimizer_state()
+def _config(section: Mapping | None, train: Train, world: World, accumulate: int) -> dict[str, Any]:
+    """What DeepSpeed is given: the section, and what ours say."""
+    config = copy.deepcopy(dict(section or {})) | {
+        "train_batch_size": train.batch,
+        "train_micro_batch_size_per_gpu": train.batch // world.size // accumulate,
+        "gradient_accumulation_steps": accumulate,
+        "gradient_clipping": 0.0,  # its default is a norm of 1, beside whatever we have clipped
+        "zero_force_ds_cpu_optimizer": False,  # its AdamW for offloaded state is another one, compiled at first launch
+    }
+    if train.precision == "bf16":
+        # nothing is sent in 16 bits: gradients are averaged in fp32 at every stage, as they are at stage 0
+        given = config.get("torch_autocast") or {}
+        config["torch_autocast"] = {
+            "enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": [], **given
+        }  # fmt: skip
+    config.setdefault("steps_per_print", 1 << 60)
+    return config
 
-    def _flat(self) -> list[Tensor]:
-        """This rank's fp32 partition of each parameter group."""
-        return [group["params"][0] for group in self._adamw.param_groups]
+
+def _release(objective: Objective) -> None:
+    """Put new parameters of the whole shapes, values undefined, where DeepSpeed has cut, flattened and marked them."""
+    new: dict[Any, nn.Parameter] = {}
+    for p in objective.parameters():
+        new[p] = nn.Parameter(p.detach().new_empty(getattr(p, "ds_shape", p.shape)), p.requires_grad)
+    for module in objective.modules():
+        module._parameters = {name: p if p is None else new[p] for name, p in module._parameters.items()}
+
+
+def _twin(objective: Objective) -> Objective:
+    """The objective over again, its parameters empty, its buffers and teacher shared: what is evaluated while ZeRO-3
+    has cut the parameters of the objective itself."""
+    shared: list[Any] = [*objective.buffers(), objective.teacher]
+    memo: dict[int, Any] = {id(x): x for x in shared}
+    memo |= {id(p): nn.Parameter(p.detach().new_empty(0), p.requires_grad) for p in objective.parameters()}
+    return copy.deepcopy(objective, memo)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,7 +11,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from medfast.training import launch
+from medfast.training.rendezvous import join
+
 __all__ = ["World", "world"]
+
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before torch 2.13
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,33 @@ class World:
             return rows, 0
         whole: Tensor = _Gathered.apply(rows, self.rank, self.size)  # type: ignore[assignment]
         return whole, self.rank * len(rows)
+
+    def bounds(self, numel: int) -> tuple[int, int]:
+        """(begin, end) of this rank's elements of a flat tensor: ceil(numel / size) a rank in order of rank, the last
+        ones fewer. It is where ZeRO-3 cuts a parameter."""
+        each = -(-numel // self.size)
+        return min(self.rank * each, numel), min((self.rank + 1) * each, numel)
+
+    def piece(self, x: Tensor) -> Tensor:
+        """This rank's elements of ``x``, contiguous and the same on all ranks: a view, (end - begin,)."""
+        begin, end = self.bounds(x.numel())
+        return x.detach().view(-1)[begin:end]
+
+    def unite(self, pieces: Sequence[Tensor], numels: Sequence[int]) -> list[Tensor]:
+        """The flat tensors (numel,) that ``pieces``, one ``piece`` of each, are cut from; one all-gather, collective.
+
+        All are of one dtype and on one device.
+        """
+        if self.size == 1:
+            return list(pieces)
+        lengths = [-(-numel // self.size) for numel in numels]
+        mine = pieces[0].new_zeros(sum(lengths))
+        for place, piece in zip(mine.split(lengths), pieces, strict=True):
+            place[: piece.numel()] = piece
+        found = mine.new_empty(self.size, len(mine))
+        _all_gather(found.view(-1), mine)
+        columns = found.split(lengths, dim=1)
+        return [column.reshape(-1)[:numel] for column, numel in zip(columns, numels, strict=True)]
 
     def barrier(self) -> None:
         if self.size > 1:
@@ -85,20 +117,23 @@ class _Gathered(torch.autograd.Function):
 
 
 @contextmanager
-def world() -> Iterator[World]:
-    """The process group of RANK and WORLD_SIZE (set by torchrun), or of one process; gloo on CPU, NCCL on GPUs.
+def world(limit: float = 0.0) -> Iterator[World]:
+    """The process group of RANK and WORLD_SIZE (set by torchrun, DeepSpeed's launcher, or as srun's tasks have it), or
+    of one process; gloo on CPU, NCCL on GPUs.
 
-    A group that is there already is used, and left to its owner: DeepSpeed keeps groups of its own, so several runs in
+    limit: seconds after which ranks that have not come are named in a ``RankLost``, 0 for half an hour. A group that is
+    there already is used, and left to its owner: DeepSpeed keeps groups of its own, so several runs in
     one process need one group around them. Left in order it ends with a barrier; without one a third of CPU launches
     abort on exit.
     """
+    os.environ.update(launch.ranks(os.environ))
     cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    device = _gpu(torch.cuda.device_count()) if cuda else torch.device("cpu")
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     if cuda:
         torch.cuda.set_device(device)
     if owned := not dist.is_initialized():
-        _join(backend)
+        _join(backend, limit)
     here = World(dist.get_rank(), dist.get_world_size(), device)
     try:
         yield here
@@ -108,8 +143,22 @@ def world() -> Iterator[World]:
             dist.destroy_process_group()
 
 
-def _join(backend: str) -> None:
+def _gpu(count: int) -> torch.device:
+    """This rank's of the ``count`` GPUs that it sees; DeepSpeed reads LOCAL_RANK as well. ValueError without one."""
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    if count == 1 and "SLURM_LOCALID" in os.environ:  # --gpus-per-task shows each task its own GPU alone, as number 0
+        local = 0
+    if local >= count:
+        raise ValueError(
+            f"LOCAL_RANK={local}, but this rank sees {count} GPUs: start at most {count} ranks on a node, or let the "
+            "job have more GPUs (SLURM: --gpus-per-node as large as --ntasks-per-node)"
+        )
+    os.environ["LOCAL_RANK"] = str(local)
+    return torch.device("cuda", local)
+
+
+def _join(backend: str, limit: float) -> None:
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        dist.init_process_group(backend)
+        join(backend, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), limit)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import sys
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["Log", "environment", "versions"]
+__all__ = ["Log", "environment", "finite", "versions"]
 
 _EVERY_S = 10.0  # between two progress lines where there is no terminal
 _PACKAGES = ("medfast", "torch", "triton", "deepspeed", "numpy", "safetensors")
@@ -39,6 +41,12 @@ def environment(ranks: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with None for numbers that are not finite, which JSON has not."""
+    kept = {name: finite(x) if isinstance(x, Mapping) else x for name, x in row.items()}
+    return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in kept.items()}
+
+
 class Log:
     """Writes rows and lines into a run folder; ``quiet`` (all ranks but the first) writes nothing."""
 
@@ -52,11 +60,15 @@ class Log:
             self._text = self._kept((run / "train.log").open("a", buffering=1))
 
     def begin(self, start: int, steps: int, batch: int) -> None:
-        """Open the metrics at step ``start``. Rows at or beyond it, of a run that went on after its last checkpoint,
-        are cut, so that each step is there once. steps, batch: of the whole run, for the progress line."""
+        """Open the metrics at step ``start``, again after a rollback. Rows at or beyond it, of a run that went on after
+        its last checkpoint, are cut, so that each step is there once. steps, batch: of the whole run, for the progress
+        line."""
         self._steps, self._batch = steps, batch
         if self.quiet:
             return
+        for file in self._files[1:]:  # of before a rollback
+            file.close()
+        del self._files[1:]
         _cut(self._run / "metrics.jsonl", start)
         self._rows = self._kept((self._run / "metrics.jsonl").open("a", buffering=1))
         self._board = self._kept(_Board(self._run / "tb", start))
@@ -75,7 +87,7 @@ class Log:
         """One optimizer step."""
         if self.quiet:
             return
-        self._rows.write(json.dumps(row, allow_nan=False) + "\n")
+        self._rows.write(json.dumps(finite(row), allow_nan=False) + "\n")
         self._board.write(row["step"], {name: value for name, value in _flat(row) if name != "step"})
         step_s = row["time"]["step_s"]
         self._pace = step_s if self._pace is None else 0.9 * self._pace + 0.1 * step_s
@@ -95,13 +107,14 @@ class Log:
 
     def _line(self, row: dict[str, Any]) -> str:
         done, pace = row["step"] + 1, self._pace or 1e-9
+        if "skipped" in row:
+            return f"step {done}/{self._steps}  {row['skipped']}"
         terms = " ".join(f"{name} {value:.3g}" for name, value in row["loss"].items())
         held = f"  held-out {row['validation']['total']:.4g}" if "validation" in row else ""
-        wait = 100 * row["time"]["wait_s"] / max(row["time"]["step_s"], 1e-9)
         momentum = f"  m {row['momentum']:.5g}" if row["momentum"] is not None else ""
         return (
             f"step {done}/{self._steps}  {self._batch / pace:.2f} draws/s  {pace:.2f} s  "
-            f"wait {wait:.1f}%  loss {row['total']:.4g} ({terms}){held}  "
+            f"{_waited(row['time'])}  loss {row['total']:.4g} ({terms}){held}  "
             f"lr {row['lr']:.2g}{momentum}  grad {row['grad_norm']:.3g}  eta {_duration((self._steps - done) * pace)}"
         )
 
@@ -145,7 +158,7 @@ def _flat(row: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
     for name, value in row.items():
         if isinstance(value, dict):
             pairs += _flat(value, f"{prefix}{name}/")
-        elif value is not None:
+        elif isinstance(value, (int, float)):
             pairs.append((prefix + name, value))
     return pairs
 
@@ -165,6 +178,14 @@ def _cut(path: Path, start: int) -> None:
     unfinished = path.with_name(".metrics.unfinished")
     unfinished.write_text("".join(kept))
     unfinished.replace(path)
+
+
+def _waited(time: Mapping[str, Any]) -> str:
+    """Share of a step that was waited for data, and of it what each stage of its workers took; small ones not."""
+    step_s = max(time["step_s"], 1e-9)
+    stages = sorted(time.get("wait", {}).items(), key=lambda stage: -stage[1])
+    told = ", ".join(f"{name} {100 * seconds / step_s:.1f}" for name, seconds in stages if seconds >= 1e-3 * step_s)
+    return f"wait {100 * time['wait_s'] / step_s:.1f}%{f' ({told})' if told else ''}"
 
 
 def _duration(seconds: float) -> str:

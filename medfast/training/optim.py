@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -74,18 +74,23 @@ def set_rates(param_groups: list[dict], rules: list[Group], lr: float, decay: fl
 
 
 @torch.no_grad()
-def clip(gradients: list[Tensor], rule: Mapping[str, object] | None) -> Tensor:
+def clip(
+    gradients: list[Tensor], rule: Mapping[str, object] | None, total: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """Clip reduced gradients in place; returns the global L2 norm that they had, a 0-dim tensor.
 
     "global" scales all by max / norm, "per_parameter" each by its own (author code of SMIT, DINO), where norm > max.
+    total: the sum over ranks, where each of them holds another part of every gradient; collective then.
     """
-    norms = torch._foreach_norm(gradients)
-    whole = torch.linalg.vector_norm(torch.stack(list(norms)))
+    norms = torch.stack(list(torch._foreach_norm(gradients)))
+    if total is not None:
+        norms = total(norms.double().square()).sqrt().to(norms.dtype)
+    whole = torch.linalg.vector_norm(norms)
     if rule is None:
         return whole
     most = float(str(rule["max"]))
     if rule["kind"] == "global":
         torch._foreach_mul_(gradients, (most / (whole + 1e-6)).clamp(max=1.0))
     else:
-        torch._foreach_mul_(gradients, [(most / (norm + 1e-6)).clamp(max=1.0) for norm in norms])
+        torch._foreach_mul_(gradients, list((most / (norms + 1e-6)).clamp(max=1.0)))
     return whole

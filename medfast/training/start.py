@@ -21,10 +21,13 @@ __all__ = ["BACKBONE", "check_init", "check_same", "described", "fingerprint", "
 
 BACKBONE = "backbone."  # what an objective's checkpoint puts before the names of its encoder or network
 _FREE = {  # keys that change no result, or only its rounding: where and how fast a run goes
-    "train.strategy", "train.micro", "train.compile", "train.validate_every", "train.validate_crops",
-    "train.checkpoint_every", "train.keep_last", "train.resume", "train.resume_changed", "data.store", "data.workers",
-    "deepspeed.zero_optimization.stage",
+    "train.strategy", "train.micro", "train.teacher", "train.compile", "train.validate_every", "train.validate_crops",
+    "train.checkpoint_every", "train.keep_last", "train.keep_every", "train.watchdog_s", "train.skip_budget",
+    "train.alarms", "train.rollbacks", "train.resume", "train.resume_changed", "data.store", "data.workers",
+    "data.stage", "data.skip", "data.patience",
 }  # fmt: skip
+# Where things lie, and in which portions they are sent; what is asked for in trouble.
+_FREE_SECTIONS = ("deepspeed.zero_optimization.", "train.alarms.")
 
 
 def resolve(config: Mapping[str, Any]) -> tuple[dict[str, Any], Train, Optim]:
@@ -38,7 +41,7 @@ def fingerprint(resolved: Mapping[str, Any], volumes: list[str]) -> dict[str, An
     flat = {}
     for section in ("objective", "data", "optim", "train", "deepspeed"):
         flat |= _flatten(section, resolved.get(section) or {})
-    kept = {name: value for name, value in flat.items() if name not in _FREE}
+    kept = {name: value for name, value in flat.items() if name not in _FREE and not name.startswith(_FREE_SECTIONS)}
     kept["data.store (its volumes)"] = hashlib.sha256(json.dumps(sorted(volumes)).encode()).hexdigest()[:16]
     return json.loads(json.dumps(kept))
 

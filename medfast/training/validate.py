@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from medfast.objectives.gauges import collapse_gauges
+from medfast.objectives.gauges import watched
 from medfast.objectives.held_out import crops, with_masks
 from medfast.training.distributed import World
 from medfast.training.settings import Train
@@ -23,7 +23,7 @@ AT_ONCE = 2  # crops of a forward: the same on any number of ranks, and fits whe
 def validate(
     objective: Objective, holdout, train: Train, t: float, world: World
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """(mean losses over the crops, collapse gauges of the first of them); no drop path, nothing is changed."""
+    """(mean losses over the crops, gauges of the first of them); no drop path, nothing is changed."""
     losses: dict[str, Tensor] = {}
     gauges: dict[str, Tensor] = {}
     clock = torch.tensor(t, dtype=torch.float64, device=world.device)
@@ -34,9 +34,11 @@ def validate(
         with autocast(train.precision, world.device):
             found = objective(batch, clock).losses
             if not gauges:
-                gauges = collapse_gauges(objective.tokens(batch, t))
+                gauges = watched(objective, batch, t)
         for name, loss in found.items():
             losses[name] = losses.get(name, 0.0) + loss.double() * (len(batch.views[0]) / train.validate_crops)
     objective.train(training)
     mean = {name: value.item() for name, value in losses.items()}
-    return {**mean, "total": math.fsum(mean.values())}, {name: value.item() for name, value in gauges.items()}
+    read = {name: value.item() for name, value in gauges.items()}
+    finite = {name: value for name, value in read.items() if math.isfinite(value)}  # JSON has no others
+    return {**mean, "total": math.fsum(mean.values())}, finite

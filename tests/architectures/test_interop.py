@@ -17,8 +17,10 @@ SMALL = {
     "vit": {**VIT, "cls": True},
     "unetr": {**VIT, "width": 2},
     "nnformer": {"embed": 12, "heads": (1, 1, 2, 2)},
+    "nnformer_encoder": {"embed": 12, "heads": (1, 1, 2, 2)},
     "swinfuse": {"embed": 4, "depths": (1, 1), "heads": (1, 2), "window": 3, "dim": "code", "merge": "monai_legacy"},
     "dae_former": {"widths": (8, 16, 24)},
+    "dae_former_encoder": {"widths": (8, 16, 24)},
     "resnet50": {"width": 4},
 }
 PAIRS = [(kind, name) for kind, layouts in FORMATS.items() for name in layouts if kind != "medfast"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_loader import WINDOW, write_store
+from stores import write_store
 
 from medfast.data import cutout as cutting
 from medfast.data import orientation
@@ -12,6 +12,7 @@ from medfast.data.loader import Stream
 from medfast_kernels import Key
 
 SHAPES = [(20, 33, 40), (36, 30, 28), (40, 40, 26)]
+WINDOW = (-21000.0, 29000.0)  # wide: every voxel of a small volume has a value of its own
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from scans import PIXEL, SHAPE, STEP, ct, dicom_series, dicom_slice, place_of
 
 from medfast.data import nifti
-from medfast.data.formats import decode, fetch
+from medfast.data.formats import decode, fetch, peek
 from medfast.data.image import Bad
 from medfast.data.inputs import find
 
@@ -157,3 +157,43 @@ def test_real_series():
     twin = nifti.parse(nifti.read(SHARED / "ct" / "sts_002.nii.gz")[1])
     np.testing.assert_array_equal(values(straight), values(twin))
     np.testing.assert_allclose(straight.affine, twin.affine, atol=1e-3)
+
+
+def enhanced(file, volume, positions=True):
+    """One object of many frames, in an order of its own, with the tags of a slice in its functional groups."""
+    import pydicom
+    from pydicom.dataset import Dataset
+    from pydicom.sequence import Sequence
+
+    def group(**tags):
+        made = Dataset()
+        for name, value in tags.items():
+            setattr(made, name, value)
+        return Sequence([made])
+
+    order = np.random.default_rng(2).permutation(len(volume))
+    dicom_slice(file, volume[0], [0, 0, 0], ImagePositionPatient=None, ImageOrientationPatient=None, PixelSpacing=None,
+                RescaleSlope=None, RescaleIntercept=None)  # fmt: skip
+    made = pydicom.dcmread(file)
+    made.NumberOfFrames = len(volume)
+    made.PixelData = (volume[order].astype(int) + 1024).astype("<i2").tobytes()
+    made.SharedFunctionalGroupsSequence = group(
+        PlaneOrientationSequence=group(ImageOrientationPatient=[1, 0, 0, 0, 1, 0]),
+        PixelMeasuresSequence=group(PixelSpacing=list(PIXEL)),
+        PixelValueTransformationSequence=group(RescaleSlope=1, RescaleIntercept=-1024),
+    )
+    if positions:
+        made.PerFrameFunctionalGroupsSequence = Sequence([
+            group(PlanePositionSequence=group(ImagePositionPatient=[-20, -30, 5 + STEP * float(z)]))[0] for z in order
+        ])  # fmt: skip
+    made.save_as(file)
+    return file
+
+
+def test_frames_of_one_object_are_slices(tmp_path):
+    image = read(enhanced(tmp_path / "many.dcm", VOLUME))
+    twin = read(dicom_series(tmp_path / "s", VOLUME))
+    np.testing.assert_array_equal(values(image), values(twin))
+    np.testing.assert_allclose(image.affine, twin.affine)
+    np.testing.assert_allclose(peek(find(tmp_path / "many.dcm")[0]).affine, twin.affine)
+    assert refused(enhanced(tmp_path / "lost.dcm", VOLUME, positions=False)) == "multi-frame"

@@ -1,17 +1,17 @@
 """The stream: what is cut is what the boxes say, whatever the order, the rank, the executor or the resume."""
 
-import json
 import threading
 import time
 
 import numpy as np
 import pytest
 import torch
+from stores import write_store, write_volume
 
-from medfast.__main__ import _open_holdout
-from medfast.data.loader import Stream, open_stream, split_volumes
-from medfast.data.store import FORMAT, VERSION, DataError, Store, append, digest
+from medfast.data.loader import Stream, open_stream
+from medfast.data.store import DataError, Store
 from medfast.objectives.held_out import crops
+from medfast.runs import _open_holdout
 
 SHAPES = [(20, 33, 40), (36, 30, 28), (40, 40, 18), (33, 34, 35), (50, 20, 30)]
 WINDOW = (-21000.0, 29000.0)  # wide: every voxel of a small volume has a value of its own
@@ -20,23 +20,6 @@ AUTHOR = {
     "intensity": {"noise": {"p": [0.8, 0.5]}, "blur": {"p": [1.0, 0.5]}, "gain": {"p": 0.8}, "shift": {"p": 0.5},
                   "contrast": {"p": 0.8}, "gamma": {"p": 1.0}},
 }  # fmt: skip
-
-
-def write_store(folder, shapes):
-    """A store whose voxels tell where they are: raster index - 20000 + 7 * volume."""
-    (folder / "volumes").mkdir(parents=True)
-    (folder / "STORE.json").write_text(json.dumps({"format": FORMAT, "version": VERSION, "recipe": {}}))
-    for n, shape in enumerate(shapes):
-        voxels = (np.arange(np.prod(shape)).reshape(shape) - 20000 + 7 * n).astype(np.int16)
-        write_volume(folder, n, voxels)
-    return folder
-
-
-def write_volume(folder, n, voxels):
-    file = folder / "volumes" / f"v{n:02d}.npy"
-    np.save(file, voxels)
-    row = {"id": f"v{n:02d}", "shape": list(voxels.shape), "body": [2, 3, 4, *(x - 2 for x in voxels.shape)]}
-    append(folder / "index.jsonl", {**row, "bytes": file.stat().st_size, "hash": digest(file)})
 
 
 @pytest.fixture(scope="module")
@@ -163,12 +146,6 @@ def test_splits_are_disjoint_by_hash_and_cut_differently(store):
     for s in (train, holdout):
         seen = torch.cat([s.batch(step, range(6)).params["volume"] for step in range(4)])
         assert {s.store.records[i]["id"] for i in seen} == set(s.volumes)
-    ids = [f"id{n}" for n in range(400)]
-    kept, out = split_volumes(ids, 0.1)
-    assert 20 < len(out) < 60 and set(kept).isdisjoint(out)
-    assert set(split_volumes(ids[:300], 0.1)[1]) == {i for i in out if i < 300}, "a volume changed sides"
-    assert all(len(part) == 1 for part in split_volumes(["a", "b"], 1e-9))
-    assert len(split_volumes(["a", "b", "c"], 1 - 1e-9)[0]) == 1
 
 
 def test_a_single_volume_is_held_out_too_and_says_so(store):
@@ -187,16 +164,16 @@ def test_views_differ_and_their_number_is_free(store):
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_run_keeps_the_order_works_ahead_and_counts_the_wait(store, workers, monkeypatch):
-    s, make, second = stream(store, workers=workers), Stream.batch, threading.Event()
+    s, make, second = stream(store, workers=workers), Stream._batch, threading.Event()
 
-    def uneven(self, step, slots):
+    def uneven(self, step, rows):
         time.sleep(0.2 if step == 0 else 0.0)
-        batch = make(self, step, slots)
+        batch = make(self, step, rows)
         if step == 1:
             second.set()
         return batch
 
-    monkeypatch.setattr(Stream, "batch", uneven)
+    monkeypatch.setattr(Stream, "_batch", uneven)
     batches = s.run((step, [0]) for step in range(9))
     assert next(batches).key.step == 0
     assert 0.05 < s.waited < 60

@@ -124,8 +124,9 @@ def test_pictures_keep_their_pixels(tmp_path):
     shapes = {tuple(r["shape"]): (r["body"], r["source"]["spacing"]) for r in store.records}
     assert shapes == {(44, 40): ([0, 0, 44, 40], [0.8, 1.1]), (40, 200): ([0, 0, 40, 200], [None, None])}
     assert store.recipe["unit"] == "percentile" and store.recipe["fill"] == 0
-    with pytest.raises(ValueError, match="pictures or channels"):
-        open_stream({"store": str(tmp_path / "store"), "size": 16}, seed=0, batch=1, views=1, split="train")
+    section = {"store": str(tmp_path / "store"), "size": 32, "workers": 0}
+    batch = open_stream(section, seed=0, batch=2, views=1, split="train").batch(0, [0, 1])
+    assert batch.views[0].shape == (2, 1, 32, 32)
 
 
 def test_labels_and_patients_reach_the_store(tmp_path):

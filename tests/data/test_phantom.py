@@ -5,7 +5,9 @@ import pytest
 
 from medfast.data import checks
 from medfast.data.nifti import parse, read
-from medfast.data.phantom import write_phantoms
+from medfast.data.phantom import ORGANS, write_phantoms
+from medfast.data.prepare import prepare
+from medfast.data.store import Store
 from medfast.data.units import Reading, Unit
 
 
@@ -37,3 +39,28 @@ def test_same_seed_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr("medfast.data.phantom.SPACINGS", ((8.0, 8.0, 8.0),))
     one, again, other = (write_phantoms(tmp_path / name, 1, seed)[0] for name, seed in (("a", 3), ("b", 3), ("c", 4)))
     assert one.read_bytes() == again.read_bytes() != other.read_bytes()
+
+
+def test_every_organ_is_where_its_label_says(tmp_path):
+    """Through the list that is written beside them into a store; in HU, on the side of the body that it belongs to."""
+    write_phantoms(tmp_path / "in", 2, seed=1, spacing=4.0, labels=True)
+    prepare(tmp_path / "in" / "phantoms.csv", tmp_path / "store", spacing=4.0, progress=False)
+    store = Store(tmp_path / "store")
+    assert len(ORGANS) == 11
+    for index in range(2):
+        hu, organ = store.volume(index), store.label(index)
+        assert np.unique(organ).tolist() == list(range(12))
+        median = {name: np.median(hu[organ == number]) for number, name in enumerate(ORGANS, 1)}
+        middle = {name: np.argwhere(organ == number).mean(0) for number, name in enumerate(ORGANS, 1)}
+        assert all(median[name] < -700 for name in ("right lung", "left lung")) and median["vertebrae"] > 100
+        assert all(0 < median[name] < 250 for name in ("liver", "spleen", "heart", "aorta", "left kidney"))
+        for pair in ("kidney", "lung"):
+            assert middle[f"right {pair}"][2] > middle[f"left {pair}"][2] + 10
+        assert middle["liver"][2] > middle["spleen"][2] and middle["heart"][0] > middle["liver"][0]
+        assert middle["vertebrae"][1] < middle["heart"][1]
+
+
+def test_labels_change_no_volume(tmp_path):
+    one = write_phantoms(tmp_path / "a", 1, seed=1, spacing=8.0)[0]
+    other = write_phantoms(tmp_path / "b", 1, seed=1, spacing=8.0, labels=True)[0]
+    assert one.read_bytes() == other.read_bytes() and not (tmp_path / "a" / "labels").exists()

@@ -131,6 +131,18 @@ def test_intensity_numbers_have_their_probabilities_and_ranges():
             assert low <= value[on].min() < low + near and high >= value[on].max() > high - near
 
 
+def test_shift_can_be_uniform():
+    given = {"p": 0.5, "range": [-0.1, 0.1], "draw": "uniform"}
+    value = many("author", intensity={"shift": given}).params["shift"]
+    on = value[value != 0]
+    assert -0.1 <= on.min() < -0.09 and 0.09 < on.max() <= 0.1 and abs(on.std() - 0.2 / 12**0.5) < 0.005
+    for wrong in ({**given, "draw": "gaussian"}, {**given, "range": [0.1, -0.1]}):
+        with pytest.raises(ValueError, match="shift"):
+            recipe(size=8, views=2, intensity={"shift": wrong})
+    with pytest.raises(ValueError, match="gain takes"):
+        recipe(size=8, views=2, intensity={"gain": {"p": 1.0, "draw": "uniform"}})
+
+
 def test_switching_one_change_off_leaves_the_others():
     whole, less = make("author"), make("author", intensity={k: v for k, v in CHANGES.items() if k != "blur"})
     assert set(whole.params) - set(less.params) == {"blur"}
@@ -155,7 +167,7 @@ def test_valid_marks_voxels_whose_centre_is_in_the_volume(start, extent):
 @pytest.mark.parametrize(
     ("section", "says"),
     [
-        (dict(size=[64, 64]), "size"), (dict(size=0), "size"), (dict(size=64, views=0), "views"),
+        (dict(size=[64]), "size"), (dict(size=0), "size"), (dict(size=64, views=0), "views"),
         (dict(size=64, parent=[1.8, 1.4]), "parent"), (dict(size=64, zoom=[0.8, 1.2], parent=1.1), "parent"),
         (dict(size=64, zoom="big"), "zoom"), (dict(size=64, foreground="yes"), "foreground"),
         (dict(size=64, intensity={"gama": {"p": 1}}), "gama"), (dict(size=64, intensity={"gamma": 1}), "gamma"),

@@ -47,16 +47,33 @@ def test_rows_agree_with_what_prepare_says(folder, tmp_path):
         assert stored[shapes[record["id"]]] == record["shape"]
 
 
-@pytest.mark.parametrize("settings", [{}, {"spacing": 1.5}, {"body": True}])
+@pytest.mark.parametrize("settings", [{}, {"spacing": 1.5}, {"body": True}, {"layout": "blosc2"}])
 def test_the_forecast_is_within_five_per_cent(folder, tmp_path, settings):
-    cases, settled = find(folder), recipe(**settings)
+    cases, settled = find(folder), recipe(**{name: value for name, value in settings.items() if name != "layout"})
     rows = survey(cases, settled, jobs=1, progress=False)
-    expected = forecast(rows, samples(cases, rows, settled, count=4), jobs=1)
+    layout = settings.get("layout", "npy")
+    if layout != "npy":
+        pytest.importorskip(layout)
+    expected = forecast(rows, samples(cases, rows, settled, count=4), 1, layout)
     summary = prepare(folder, tmp_path / "store", max_bad=1, progress=False, **settings)
     size = sum(file.stat().st_size for file in (tmp_path / "store").rglob("*") if "private" not in file.parts)
     assert expected.volumes == len(summary.good) and expected.seconds > 0
     assert abs(expected.bytes - size) < 0.05 * size
     assert expected.bad == {"duplicate": 1, "spacing": 1, "thick": 1, "not-nifti": 1}
+
+
+def test_labels_are_counted(tmp_path):
+    for n in range(3):
+        voxels = ct(n, (40, 48, 40)).transpose(2, 1, 0)
+        (tmp_path / f"{n}.nii").write_bytes(nifti(voxels))
+        (tmp_path / f"{n}_label.nii").write_bytes(nifti((voxels > 0).astype(np.uint8)))
+    (tmp_path / "list.csv").write_text("image,label\n" + "".join(f"{n}.nii,{n}_label.nii\n" for n in range(3)))
+    cases, settled = find(tmp_path / "list.csv"), recipe()
+    rows = survey(cases, settled, jobs=1, progress=False)
+    expected = forecast(rows, samples(cases, rows, settled, count=4), jobs=1)
+    prepare(tmp_path / "list.csv", tmp_path / "store", progress=False)
+    size = sum(file.stat().st_size for file in (tmp_path / "store").rglob("*") if "private" not in file.parts)
+    assert abs(expected.bytes - size) < 0.05 * size
 
 
 def test_headers_alone_are_read(folder, monkeypatch):

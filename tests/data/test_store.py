@@ -41,7 +41,7 @@ def test_a_flipped_bit_is_found(folder):
     assert store.volume(0) is not None
     with pytest.raises(DataError, match="bb is not what was written"):
         store.volume(1)
-    with pytest.raises(DataError, match="(?s)1 of 2.*Delete.*volumes/<id>.npy.*medfast data prepare"):
+    with pytest.raises(DataError, match="(?s)1 problems among 2.*bb.*Delete.*medfast data prepare"):
         verify(store)
 
 
@@ -49,7 +49,7 @@ def test_missing_and_cut_volumes(folder):
     (folder / "volumes" / "aa.npy").unlink()
     file = folder / "volumes" / "bb.npy"
     file.write_bytes(file.read_bytes()[:-2])
-    with pytest.raises(DataError, match="(?s)2 of 2.*missing.*bytes"):
+    with pytest.raises(DataError, match="(?s)2 problems among 2.*missing.*bytes"):
         verify(Store(folder))
 
 
@@ -95,7 +95,7 @@ def test_a_damaged_line_names_the_file_and_the_way_out(folder, damage):
 
 def test_write_reports_what_the_disk_holds(tmp_path, monkeypatch):
     assert write_durably(tmp_path / "a", b"abc") == digest(tmp_path / "a")
-    monkeypatch.setattr("medfast.data.store.digest", lambda _: "0" * 64)
+    monkeypatch.setattr("medfast.data.files.digest", lambda _: "0" * 64)
     with pytest.raises(DataError, match="check the disk"):
         write_durably(tmp_path / "b", b"abc")
 

@@ -6,7 +6,8 @@ import torch
 from medfast.architectures import BACKBONES
 from medfast.evaluation.gauges import gauges_of, recentre, shuffled, uniform_losses
 from medfast.objectives import MASKS, OBJECTIVES
-from medfast.objectives.gauges import collapse_gauges, effective_rank, prototype_entropy
+from medfast.objectives.attention import head_entropies
+from medfast.objectives.gauges import collapse_gauges, effective_rank, position_similarity, prototype_entropy, watched
 from medfast.types import Batch, Objective, Output, Teacher
 from medfast_kernels import Key
 
@@ -136,3 +137,55 @@ def test_uniform_losses_are_what_a_uniform_student_costs(smart):
 
 def test_names_follow_what_tokens_offer():
     assert set(collapse_gauges({"student": torch.eye(3)})) == {"rank_student"}
+
+
+def test_position_similarity_is_1_for_places_and_0_for_contents():
+    generator = torch.Generator().manual_seed(0)
+    place, content = torch.randn(1, 1, 30, 40, generator=generator), torch.randn(2, 5, 30, 40, generator=generator)
+    shared = 100 * torch.randn(1, 1, 1, 40, generator=generator)
+    assert position_similarity(shared + place.expand(2, 5, 30, 40)).item() == pytest.approx(1)
+    assert abs(position_similarity(shared + content).item()) < 0.02
+    assert position_similarity(shared + place + content).item() == pytest.approx(0.5, abs=0.02)
+    assert math.isnan(position_similarity(content[:, :1]).item())
+
+
+def test_head_entropies_are_those_of_the_weights_that_forward_uses():
+    torch.manual_seed(0)
+    net = BACKBONES["vit"](size=16, patch=8, embed=12, depth=2, heads=3, cls=True).double()
+    for block in net.blocks:
+        torch.nn.init.normal_(block.attn.qkv.weight)
+    volume, seen = torch.rand(1, 1, 16, 16, 16, dtype=torch.float64), []
+    hook = net.blocks[0].attn.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    found = head_entropies(net, lambda: net(volume))
+    hook.remove()
+    assert [name for name, _ in found] == ["blocks.0.attn", "blocks.1.attn"]
+    q, k, _ = net.blocks[0].attn.qkv(seen[0]).unflatten(-1, (3, 3, 4)).unbind(2)
+    weights = (torch.einsum("bihd,bjhd->bhij", q, k) / 2).softmax(-1)[0]
+    expected = -(weights * weights.log()).sum(-1).mean(-1) / math.log(9)
+    torch.testing.assert_close(found[0][1], expected)
+    assert not net.blocks[0].attn._forward_pre_hooks
+
+
+def test_every_kind_of_windowed_attention_tells_its_heads():
+    torch.manual_seed(0)
+    volume = torch.rand(1, 1, 32, 32, 32)
+    small = {"embed": 12, "depths": [2, 1], "heads": [2, 4], "window": 2}
+    swin = BACKBONES["swin"](**small)
+    found = head_entropies(swin, lambda: swin(volume))
+    assert [len(entropy) for _, entropy in found] == [2, 2, 4]
+    assert all(0.5 < x <= 1.0 for _, entropy in found for x in entropy)  # as they are drawn, heads look everywhere
+    fuse = BACKBONES["swinfuse"](**small, dim_width=12, dim_heads=[1, 1])
+    assert len(head_entropies(fuse, lambda: fuse.encode_pair(volume, volume))) == 4 + 3
+    with torch.no_grad():
+        swin.stages[0].blocks[0].attn.qkv.weight.mul_(1e4)  # each query sees one key
+    assert head_entropies(swin, lambda: swin(volume))[0][1].max() < 0.2
+
+
+def test_a_model_is_watched_where_it_has_something_to_show(smart):
+    objective, batch = smart
+    found = watched(objective, batch, 0.5)
+    assert {"rank_student", "information", "head_entropy", "head_entropy_spread", "teacher_norm"} <= set(found)
+    assert -1.0 <= found["position_similarity"] <= 1.0
+    norm = sum(x.double().square().sum() for x in objective.teacher.state().values()).sqrt()
+    assert found["teacher_norm"].item() == pytest.approx(norm.item())
+    assert watched(Objective(), batch, 0.5) == {}

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import medfast_kernels as mk
-from medfast_kernels import _class_token, _contrast, _masking
-from medfast_kernels._triton import class_token, contrast, masking, random, tokens
+from medfast_kernels import _augmentation, _class_token, _contrast, _masking
+from medfast_kernels._triton import augmentation, class_token, contrast, masking, random, tokens
 
 BUDGETS = Path(__file__).with_name("budgets.json")
 KEY = mk.Key(5, 3, torch.arange(8))
@@ -55,6 +55,14 @@ def draws():
     random.random_keep(0.1, key=KEY)
 
 
+def views():
+    """All of SMART's public recipe."""
+    boxes = torch.zeros(8, 154, 154, 154, dtype=torch.int16)
+    numbers = {"blur": 1.5, "gain": 1.1, "shift": 0.1, "contrast": 0.9, "gamma": 1.2, "noise": 0.1}
+    extent = torch.full((8, 3), 140)
+    augmentation.augment(_augmentation.check(boxes, (128,) * 3, (-500, 500), extent, None, numbers, KEY, None))
+
+
 CASES = {
     "contrast, bf16": lambda: contrast_of(torch.bfloat16, 128),
     "contrast, bf16, wide": lambda: contrast_of(torch.bfloat16, 256),
@@ -64,6 +72,7 @@ CASES = {
     "mask of 4096": lambda: mask(4096),
     "drop and restore, bf16": drop_and_restore,
     "draws": draws,
+    "views": views,
 }
 QUICK = ("contrast, bf16",)
 

@@ -90,6 +90,17 @@ def batch(b=3, seed=1, dtype=torch.float64, slots=None, step=4, **extra) -> Batc
     return Batch(views=views, boxes=None, key=Key(11, step, slots), **extra)
 
 
+def planned(o, size, b=2) -> Batch:
+    """Views for any objective, with everything that the data pipeline may say of them. size: per axis."""
+    torch.manual_seed(1)
+    views, key = tuple(torch.rand(b, 1, *size) for _ in range(o.views)), Key(3, 7, torch.arange(b))
+    targets = {name: make(key.stack(o.views)).chunk(o.views) for name, make in o.ahead(size).items()}
+    targets["uncut"] = tuple(torch.rand_like(view) for view in views)
+    turns = torch.tensor([[0, 1], [3, 2]])
+    params = {"rotation": turns, "flip": turns.clamp(max=2), "volume": torch.arange(b)}
+    return Batch(views, None, key, params=params, targets=targets)
+
+
 def split(whole: Batch, rows: slice) -> Batch:
     """These samples of a batch, as another rank would get them."""
     return Batch(
@@ -104,5 +115,6 @@ def split(whole: Batch, rows: slice) -> Batch:
 @pytest.fixture
 def tiny() -> SimpleNamespace:
     return SimpleNamespace(
-        smart=smart, smit=smit, ready=_ready, batch=batch, split=split, Backbone=Tiny, cells=CELLS, size=SIZE
-    )
+        smart=smart, smit=smit, ready=_ready, batch=batch, planned=planned, split=split, Backbone=Tiny, cells=CELLS,
+        size=SIZE,
+    )  # fmt: skip

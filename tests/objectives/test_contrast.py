@@ -111,6 +111,12 @@ def test_a_teacher_starts_as_the_student_and_gets_no_gradient(build, tiny):
     assert not any(name.startswith("predictor") for name in o.teacher.state())
 
 
+@pytest.mark.parametrize("build, settings", [(SimCLR, {}), (BYOL, {"hidden": 9}), (MoCoV3, {"hidden": 9, "group": 2})])
+def test_cls_of_an_inner_stage_is_as_wide_as_its_tokens(build, settings, tiny):
+    o, batch = build(tiny.Backbone(1), **settings), tiny.batch(2, dtype=torch.float32)
+    assert all(x.isfinite() for x in o(batch, T).losses.values())
+
+
 def pretend(rows, rank, size):
     """A gather of ranks that all live here: ``rows`` are everybody's, the rank's own keep their place."""
     share = len(rows) // size

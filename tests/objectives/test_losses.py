@@ -7,7 +7,7 @@ import torch
 
 from medfast.objectives import distillation
 from medfast.objectives.distillation import Sides, distil_image, distil_patches
-from medfast.objectives.losses import Centres, cross_entropy, entropy, masked_l1, mean_of_means
+from medfast.objectives.losses import Centres, cross_entropy, entropy, hidden_l1, hidden_mse, masked_l1, mean_of_means
 from medfast.objectives.masking import random_cells
 from medfast.types import Key, Mask
 
@@ -127,6 +127,36 @@ def test_masked_l1_counts_hidden_voxels_alone():
     (gradient,) = torch.autograd.grad(loss, prediction)
     torch.testing.assert_close(gradient, numeric_gradient(plain, prediction), rtol=1e-6, atol=1e-9)
     assert masked_l1(prediction, target, torch.zeros_like(where)) == 0.0
+
+
+@pytest.mark.parametrize("ids", [True, False])
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("size, stride", [((4, 6, 4), (2, 3, 2)), ((5, 6, 7), 3), ((6, 8), 2)])
+def test_errors_on_hidden_cells_are_those_on_their_voxels(ids, padded, size, stride):
+    lengths = (stride,) * len(size) if isinstance(stride, int) else stride
+    cells = tuple(-(-n // s) for n, s in zip(size, lengths, strict=True))
+    mask = random_cells(cells, 5, Key(1, 0, torch.arange(3)))
+    prediction, target = random(3, 2, *size, seed=1, grad=True), random(3, 2, *size, seed=2)
+    valid = random(3, *size, seed=3) > -0.5 if padded else None
+    total = {"l1": 0.0, "mse": 0.0}
+    for i in range(3):
+        found = []
+        for at in torch.ones(size).nonzero().tolist():
+            cell = tuple(x // s for x, s in zip(at, lengths, strict=True))
+            if mask.where[i][cell] and (valid is None or valid[i][tuple(at)]):
+                found.append(prediction[(i, slice(None), *at)] - target[(i, slice(None), *at)])
+        total["l1"] = total["l1"] + sum(x.abs().mean() for x in found) / (len(found) + 1e-5) / 3
+        total["mse"] = total["mse"] + sum(x.square().mean() for x in found) / len(found) / 3
+    for loss, name in ((hidden_l1, "l1"), (hidden_mse, "mse")):
+        ours = loss(prediction, target, mask if ids else Mask(mask.where), stride, valid)
+        torch.testing.assert_close(ours, total[name], rtol=1e-12, atol=0.0)
+        gradients = (torch.autograd.grad(x, prediction, retain_graph=True)[0] for x in (ours, total[name]))
+        torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-14)
+
+
+def test_samples_that_hide_nothing_cost_nothing():
+    x, y, none = random(2, 1, 4, 4, seed=1), random(2, 1, 4, 4, seed=2), Mask(torch.zeros(2, 2, 2, dtype=torch.bool))
+    assert hidden_l1(x, y, none, 2) == hidden_mse(x, y, none, 2) == 0.0
 
 
 def test_centres_absorb_by_hand_and_whatever_the_split():

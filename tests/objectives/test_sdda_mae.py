@@ -134,10 +134,3 @@ def test_what_cannot_work_is_refused(tiny):
     for network, mask in ((tiny.Backbone(None), RandomMask(0.6)), (Network(), AttentionMask(0.7))):
         with pytest.raises(ValueError, match="dae_former"):
             SDDAMAE(network, mask)
-
-
-def test_forward_is_one_graph():
-    o, given = made(), batch()
-    traced = torch.compile(o, backend="eager", fullgraph=True)(given, T).losses
-    for name, loss in o(given, T).losses.items():
-        torch.testing.assert_close(traced[name], loss)

@@ -132,10 +132,3 @@ def test_what_cannot_work_is_refused(tiny):
         SwinFUSE(made_with, rows=1)
     with pytest.raises(ValueError, match="data.cutout"):
         made()(replace(batch(tiny), targets={}), T)
-
-
-def test_forward_is_one_graph(tiny):
-    o, given = made(), batch(tiny)
-    traced = torch.compile(o, backend="eager", fullgraph=True)(given, T).losses
-    for name, loss in o(given, T).losses.items():
-        torch.testing.assert_close(traced[name], loss)

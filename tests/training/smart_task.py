@@ -36,10 +36,10 @@ class Stopping(Stream):
 
     stop_at: int | None = None
 
-    def batch(self, step, slots):
+    def _batch(self, step, rows):
         if step == self.stop_at:
             os.kill(os.getpid(), signal.SIGUSR1)
-        return super().batch(step, slots)
+        return super()._batch(step, rows)
 
 
 def zero(stage: int) -> dict:

@@ -4,14 +4,17 @@ import pytest
 import tiny_task as task
 import torch
 
-from medfast.training import Diverged, Train, checkpoint, loop
+from medfast.training import Diverged, Train, checkpoint, feed
 from medfast.training.distributed import World
 from medfast.types import Batch
 
 STAGES = {
     "ddp": {},
     "zero0": {"train__strategy": "deepspeed", "deepspeed": {"zero_optimization": {"stage": 0}}},
-    "zero1": {"train__strategy": "deepspeed", "deepspeed": {"zero_optimization": {"stage": 1}}},
+    **{
+        f"zero{stage}": {"train__strategy": "deepspeed", "deepspeed": {"zero_optimization": {"stage": stage}}}
+        for stage in (1, 2, 3)
+    },
 }
 
 
@@ -47,6 +50,23 @@ def test_two_micro_batches_are_one_batch(tmp_path):
     assert all(torch.allclose(one[name], two[name], rtol=1e-9, atol=1e-12) for name in one)
 
 
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_matrices_are_multiplied_as_asked_while_it_runs(precision, tmp_path, monkeypatch):
+    seen, forward = set(), task.Tiny.forward
+
+    def watched(*arguments):
+        seen.add(torch.get_float32_matmul_precision())
+        return forward(*arguments)
+
+    monkeypatch.setattr(task.Tiny, "forward", watched)
+    before = torch.get_float32_matmul_precision()
+    task.run(tmp_path, train__matmul=precision, train__steps=2)
+    assert seen == {precision}
+    assert torch.get_float32_matmul_precision() == before
+    with pytest.raises(ValueError, match="train.matmul is one of highest, high, medium"):
+        Train(matmul="low")
+
+
 def test_changed_settings_are_named_and_refused(tmp_path):
     task.run(tmp_path)
     with pytest.raises(ValueError, match=r"train\.steps: 8 in the checkpoint, 9 now"):
@@ -80,7 +100,7 @@ def test_a_gpu_gets_pinned_views_and_the_step_as_a_tensor(monkeypatch):
     real = torch.tensor
     monkeypatch.setattr(torch, "tensor", lambda value, device=None, **rest: real(value, **rest))
     here = World(0, 1, torch.device("cuda", 0))
-    (moved,) = loop._on(iter([task.Memory().batch(3, range(2))]), Train(), here)
+    (moved,) = feed.moved(iter([task.Memory().batch(3, range(2))]), Train(), here)
     assert torch.is_tensor(moved.key.step) and moved.key.step.ndim == 0 and int(moved.key.step) == 3
     assert len(pinned) == 2
 
@@ -94,8 +114,8 @@ def test_resume_modes(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
-    with pytest.raises(Diverged, match=r"step 5: distil is not finite \(recon = "):
-        task.run(tmp_path, broken_at=5)
+    with pytest.raises(Diverged, match=r"step 5: not finite: distil of rank 0, micro-batch 0"):
+        task.run(tmp_path, broken_at=5, train__skip_budget=0)
     assert checkpoint.latest(tmp_path).name == "step_00000004"
 
 
@@ -114,12 +134,15 @@ def test_init_takes_other_weights_and_refuses_strange_ones(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"train__micro": 3}, "share of 4 samples"),
+        ({"train__micro": 0}, "train.micro must be at least 1"),
         ({"train__precision": "fp64", "train__strategy": "deepspeed"}, "no fp64"),
-        ({"train__strategy": "deepspeed", "deepspeed": {"zero_optimization": {"stage": 2}}}, "stage=2"),
+        (
+            {"train__strategy": "deepspeed", "deepspeed": {"zero_optimization": {"stage": 4}}},
+            "one of 0, 1, 2, 3, got 4",
+        ),
         ({"train__strategy": "deepspeed", "deepspeed": {"bf16": {"enabled": True}}}, "train.precision=bf16"),
         ({"train__strategy": "deepspeed", "deepspeed": {"gradient_clipping": 1.0}}, "optim.clip"),
-        ({**STAGES["zero1"], "optim__clip": {"kind": "per_parameter", "max": 0.3}}, "ZeRO stage 1"),
+        ({**STAGES["zero3"], "train__compile": True}, "stage 3 fetches weights"),
         ({"optim__frozen": {"*nothing*": 0.5}}, "matches no parameter"),
         ({"optim__lr_scale": {"*nothing*": 0.5}}, "lr_scale.*matches no parameter"),
         ({"optim__lr_scale": {"last*": 0}}, "belongs into optim.frozen"),

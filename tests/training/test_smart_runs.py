@@ -10,7 +10,7 @@ from ranks import torchrun
 from medfast.data.phantom import write_phantoms
 from medfast.data.prepare import prepare
 
-ZERO = ("zero0", "zero1")
+ZERO = ("zero0", "zero3")
 
 
 @pytest.fixture(scope="module")
