@@ -33,8 +33,7 @@ demo: $(VENV)/.core
 	if [ -z "$$input" ] && [ -d ../shared/data/ct ]; then input=../shared/data/ct; fi; \
 	if [ -z "$$input" ]; then input=$(RUN)/phantoms; $(BIN)/medfast data phantoms $$input; fi; \
 	$(BIN)/medfast data prepare "$$input" --store $(RUN)/store --max-bad 1
-	@OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node 2 -m medfast pretrain configs/demo.yaml \
-		data.store=$(RUN)/store out=$(RUN)/run
+	@$(BIN)/medfast pretrain configs/demo.yaml data.store=$(RUN)/store out=$(RUN)/run
 	@$(BIN)/medfast report $(RUN)/run
 	@echo "store: $(CURDIR)/$(RUN)/store"
 	@echo "run:   $(CURDIR)/$(RUN)/run"
