@@ -75,10 +75,12 @@ def peak_apart(model: Model, size: int, device: str) -> float | None:
 
 
 def measure(model: Model, size: int, device: str) -> dict:
+    """A row. ValueError, with the model's own reason, for a size that it does not take."""
+    counted = round(gflop(model, size), 2)
     peak = peak_apart(model, size, device)
     return {
         **environment(device), "device": device, "model": model.label, "size": size, "batch": 1,
-        "parameters": count(model), "gflop": round(gflop(model, size), 2),
+        "parameters": count(model), "gflop": counted,
         "peak_gb": None if peak is None else round(peak, 3), "pass": "forward + backward, fp32",
     }  # fmt: skip
 
@@ -95,7 +97,11 @@ def main() -> None:
         return
     for label in options.models:
         for size in options.sizes:
-            row = measure(BY_LABEL[label], size, options.device)
+            try:
+                row = measure(BY_LABEL[label], size, options.device)
+            except ValueError as reason:
+                print(f"no row for {label} at {size}: {reason}", file=sys.stderr)
+                continue
             print(json.dumps({key: row[key] for key in ("model", "size", "parameters", "gflop", "peak_gb")}))
             append("models", [row])
 
