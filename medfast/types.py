@@ -261,5 +261,6 @@ class Objective(nn.Module):
         return {}
 
     def tokens(self, batch: Batch, t: float = 0.0) -> dict[str, Tensor]:
-        """For collapse gauges: what there is of "student", "teacher" (tokens, dim), "prototypes" (rows, K), no grad."""
+        """For collapse gauges: what there is of "student", "teacher" (tokens, dim), "prototypes" (rows, K) and "crops"
+        (rows,), from 0 on the view of a sample that each row of prototypes is a part of; no grad."""
         return {}

@@ -6,6 +6,7 @@ The boxes of (step, slots) are a pure function of the seed and the data section,
 from __future__ import annotations
 
 import sys
+from collections.abc import Container
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ class Cutter:
 
     members: indices of the split's volumes; everything: these are all there are; shapes (n, 3) and bodies (n, 6) of
     them, (1, h, w) for pictures. fill: what is stored where no scan was. damaged: member -> what is wrong with it,
-    found as volumes are touched; the next sound volume comes in its place.
+    found as volumes are touched; the next sound volume comes in its place. tells: print a sentence about each.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Cutter:
         self.everything = len(self.members) == len(records)
         self.fill = int(store.recipe.get("fill", AIR))
         self.damaged: dict[int, str] = {}
+        self.tells = True
         self._skip, self._shuffle = skip, shuffle
         self._chances = chances(weights, [r.get("dataset") for r in records], self.members.tolist(), store.path)
         mine = [records[i] for i in self.members]
@@ -58,11 +60,12 @@ class Cutter:
             np.array([_with_depth(record, name) for record in mine], dtype=np.int64) for name in ("shape", "body")
         )
 
-    def plan(self, step: int, slots: Tensor) -> planning.Plan:
-        """The plan of these slots of a step's batch, around the volumes that are known to be damaged."""
+    def plan(self, step: int, slots: Tensor, damaged: Container[int] | None = None) -> planning.Plan:
+        """The plan of these slots of a step's batch, around the members in ``damaged``; None: all that are known."""
         return planning.plan(
             self.recipe, self.shapes, self.bodies, seed=self.seed, batch=self.batch, step=step, slots=slots,
-            stream=self.stream, chances=self._chances, shuffle=self._shuffle, damaged=self.damaged,
+            stream=self.stream, chances=self._chances, shuffle=self._shuffle,
+            damaged=self.damaged if damaged is None else damaged,
         )  # fmt: skip
 
     def together(self, step: int, slots: Tensor) -> tuple[Tensor, list[int]]:
@@ -91,7 +94,7 @@ class Cutter:
                 if boxes is not None:
                     return plan, boxes
 
-    def _leave_out(self, member: int, reason: str) -> None:
+    def leave_out(self, member: int, reason: str) -> None:
         """Count a volume as damaged, or raise DataError where that is one too many."""
         if member in self.damaged:
             return
@@ -99,8 +102,9 @@ class Cutter:
             allowed = f" {self._skip} damaged volumes may be left out (data.skip)." if self._skip else ""
             raise DataError(f"{reason}.{allowed} {self.store.remedy}.")
         self.damaged[member] = reason
-        told = f"medfast: {reason}. It is left out, {len(self.damaged)} of {self._skip} that may be (data.skip)"
-        print(told, file=sys.stderr, flush=True)  # here, as each rank and each worker touches volumes of its own
+        if self.tells:  # here, as each rank touches volumes of its own
+            told = f"medfast: {reason}. It is left out, {len(self.damaged)} of {self._skip} that may be (data.skip)"
+            print(told, file=sys.stderr, flush=True)
 
     def judge(self, member: int) -> bool:
         """Whether a volume is what was written; if not, it is left out, or one too many (DataError)."""
@@ -108,7 +112,7 @@ class Cutter:
         with self.watch.stage("check"), self.watch.reading(index):
             problem = self.store.touched(index)
         if problem:
-            self._leave_out(member, problem)
+            self.leave_out(member, problem)
         return problem is None
 
     def _boxes(self, plan: planning.Plan) -> list[np.ndarray] | None:
@@ -122,7 +126,7 @@ class Cutter:
                         box = self._box(self.store.open(index), plan.start[row, view], plan.extent[row, view])
                 except (OSError, ValueError, RuntimeError) as error:
                     name = self.store.records[index]["id"]
-                    self._leave_out(member, f"volume {name} cannot be read any more: {error}")
+                    self.leave_out(member, f"volume {name} cannot be read any more: {error}")
                     return None
                 boxes.append(box)
         return boxes

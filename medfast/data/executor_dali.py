@@ -6,7 +6,10 @@ external source (``DaliAhead``).
 
 from __future__ import annotations
 
+import copy
+import json
 import multiprocessing
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,10 +23,12 @@ from . import orientation
 from .cutter import Cutter
 from .executor_torch import one_of, ring_and_noise
 from .intensity import OURS
+from .store import DataError
 
 __all__ = ["DaliAhead", "DaliExecutor", "Source", "build", "require"]
 
 CPU = torch.device("cpu")
+_GRACE = 5.0  # seconds that DALI has to see that its processes are gone
 _BACKENDS = {"cpu": "cpu", "cuda": "gpu"}  # PyTorch's name of a device, DALI's
 
 
@@ -135,21 +140,33 @@ class DaliExecutor:
 
 
 class Source:
-    """What a process of DALI's parallel external source calls: batch number -> its boxes and whose they are."""
+    """What a process of DALI's parallel external source calls: batch number -> its boxes and a note about them.
+
+    DALI makes a RuntimeError of whatever a process raises, so word of damaged volumes travels beside the boxes. The
+    note is JSON, as bytes: {"damaged": {member: reason}} as this process knows them, so its plan can be made again, and
+    "error" where one too many is damaged; the boxes are empty then.
+    """
 
     def __init__(self, cutter: Cutter, schedule: Sequence[tuple[int, Sequence[int]]]):
-        self.cutter, self.schedule = cutter, schedule
+        self.cutter, self.schedule = copy.copy(cutter), schedule
+        self.cutter.tells = False  # who reads the notes does
 
     def __call__(self, number: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Boxes (d, h, w, c) of all views, and the member of the split that each was cut from."""
+        """Boxes (d, h, w, c) of all views, and for each box the note, or as good as nothing after the first."""
         if number >= len(self.schedule):
             raise StopIteration
         torch.set_num_threads(1)
         step, slots = self.schedule[number]
         slots, _ = self.cutter.together(step, torch.tensor(slots))
-        plan, boxes = self.cutter.cut(step, slots)
-        members = np.tile(plan.volume, self.cutter.recipe.views)
-        return _turned(boxes, plan.turned), [np.array(member) for member in members]
+        note: dict[str, Any] = {}
+        try:
+            plan, boxes = self.cutter.cut(step, slots)
+            turned = _turned(boxes, plan.turned)
+        except DataError as error:
+            note["error"], recipe = str(error), self.cutter.recipe
+            turned = [np.zeros((*recipe.size, self.cutter.store.channels), dtype=np.int16)] * len(slots) * recipe.views
+        text = np.frombuffer(json.dumps({**note, "damaged": self.cutter.damaged}).encode(), dtype=np.uint8)
+        return turned, [text, *[text[:1]] * (len(turned) - 1)]
 
 
 class DaliAhead:
@@ -169,19 +186,34 @@ class DaliAhead:
             py_start_method="spawn", **{**_options(device), "exec_pipelined": True},  # or the processes get no work
         )  # fmt: skip
         with self.pipeline:
-            box, member = fn.external_source(
+            box, note = fn.external_source(
                 source=source, num_outputs=2, batch=True, parallel=True, prefetch_queue_depth=depth,
-                layout=["DHWC", ""], dtype=[types.INT16, types.INT64],
+                layout=["DHWC", ""], dtype=[types.INT16, types.UINT8],
             )  # fmt: skip
-            self.pipeline.set_outputs(build(_BACKENDS[device.type], tuple(size), window, zoom, self.names, box), member)
-        before = set(multiprocessing.active_children())
+            self.pipeline.set_outputs(build(_BACKENDS[device.type], tuple(size), window, zoom, self.names, box), note)
+        children, threads = multiprocessing.active_children(), threading.enumerate()
         self.pipeline.start_py_workers()
-        self.processes = [process for process in multiprocessing.active_children() if process not in before]
+        self.processes = [process for process in multiprocessing.active_children() if process not in children]
+        self._observers = [one for one in threading.enumerate() if one not in threads and one.daemon]
         self.pipeline.build()
 
-    def next(self, params: Mapping[str, np.ndarray], key: Key) -> tuple[Tensor, np.ndarray]:
-        """Views (m, c, *size) of the next batch, and the member that each was cut from (m,). params, key: as
-        ``TorchExecutor`` has them."""
+    def next(self, params: Mapping[str, np.ndarray], key: Key) -> tuple[Tensor, dict[int, str]]:
+        """Views (m, c, *size) of the next batch, and the members that were left out when it was planned, with reasons.
+        params, key: as ``TorchExecutor`` has them. Raises the DataError that the process met which cut it."""
         feed(self.pipeline, self.names, params)
-        views, members = self.pipeline.run()
-        return _finished(views, params, key, self.device), np.array(members.as_tensor()).reshape(-1)
+        views, notes = self.pipeline.run()
+        note = json.loads(np.array(notes.at(0)).tobytes())
+        if "error" in note:
+            raise DataError(note["error"])
+        damaged = {int(member): reason for member, reason in note["damaged"].items()}
+        return _finished(views, params, key, self.device), damaged
+
+    def close(self) -> None:
+        """End the processes; they have nothing to lose. DALI itself would do so when the garbage collector comes, later
+        than the interpreter waits for them, and would wait for one that hangs."""
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join(_GRACE)
+        for thread in self._observers:  # told to end while one of these has just died, it would wait for that one
+            thread.join(_GRACE)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
-__all__ = ["AGAIN", "DataError", "append", "as_object", "digest", "read_lines", "seal", "sealed", "sync_folder",
-           "write_durably"]  # fmt: skip
+__all__ = ["AGAIN", "DataError", "WriteFailed", "append", "as_object", "digest", "naming", "put", "read_lines", "seal",
+           "sealed", "sync_folder", "write_durably"]  # fmt: skip
 
 AGAIN = "Run 'medfast data prepare' on the same input and store again: it makes what is missing anew"
 _CHECK = b', "check": "'
@@ -19,6 +22,32 @@ _CHUNK = 1 << 22
 
 class DataError(Exception):
     """The data cannot be trusted or there is none; the command line exits with 3."""
+
+
+class WriteFailed(OSError):
+    """A file could not be written (disk full, read-only); the command line exits with 74."""
+
+
+@contextmanager
+def naming(file: Path, count: int) -> Iterator[None]:
+    """What the system says of writing ``count`` bytes names no file; as a WriteFailed it does, and says how much room
+    there is."""
+    try:
+        yield
+    except OSError as error:
+        free = shutil.disk_usage(file.parent).free if file.parent.is_dir() else 0
+        raise WriteFailed(
+            f"{file} could not be written: {error.strerror or error}; it takes {count / 1e6:.1f} MB, "
+            f"{free / 1e6:.1f} MB are free there. What was written before is whole: make room or give write permission "
+            "there, then the same command goes on"
+        ) from error
+
+
+def put(stream: FileIO, content: bytes | memoryview) -> None:
+    """Write all of it. stream: opened without a buffer, whose errors would come again when it is closed."""
+    left = memoryview(content).cast("B")
+    while left:
+        left = left[stream.write(left) :]
 
 
 def digest(file: Path, offset: int = 0, count: int | None = None) -> str:
@@ -75,25 +104,36 @@ def as_object(text: bytes, *needed: str) -> dict[str, Any] | None:
 
 
 def append(file: Path, row: Mapping[str, Any]) -> None:
-    """Add a sealed row for good: it is on the disk when this returns. A torn tail of a killed run is cut off first."""
-    with file.open("a+b") as stream:
+    """Add a sealed row for good: it is on the disk when this returns. A torn tail of a killed run is cut off first.
+
+    WriteFailed where the disk does not take it; the file is then as it was.
+    """
+    line = seal(row)
+    with naming(file, len(line)), file.open("a+b", buffering=0) as stream:
         end = stream.seek(0, os.SEEK_END)
         if end:
             stream.seek(end - 1)
             if stream.read(1) != b"\n":
                 stream.seek(0)
-                stream.truncate(stream.read().rfind(b"\n") + 1)
-        stream.write(seal(row))
-        stream.flush()
-        os.fsync(stream.fileno())
+                end = stream.truncate(stream.read().rfind(b"\n") + 1)
+        try:
+            put(stream, line)
+            os.fsync(stream.fileno())
+        except OSError:
+            stream.truncate(end)
+            raise
 
 
 def write_durably(file: Path, content: bytes | memoryview) -> str:
-    """Write, force to the disk, read back. Returns the SHA-256; DataError where the disk returns something else."""
-    with file.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+    """Write, force to the disk, read back. Returns the SHA-256; DataError where the disk returns something else,
+    WriteFailed where it does not take it, and then there is no half of the file."""
+    with naming(file, len(content)), file.open("wb", buffering=0) as stream:
+        try:
+            put(stream, content)
+            os.fsync(stream.fileno())
+        except OSError:
+            file.unlink()
+            raise
     found = digest(file)
     if found != hashlib.sha256(content).hexdigest():
         raise DataError(f"{file} does not hold what was written to it: check the disk")

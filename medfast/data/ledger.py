@@ -222,14 +222,24 @@ class Ledger:
             if kept is not None:  # the file that it was made of is gone; this one stands for it
                 _drop(result.temporary)
                 return self._claim(case, kept)
-            for folder, waiting in reversed(result.temporary.items()):
-                (self.path / folder).mkdir(exist_ok=True)
-                os.replace(waiting, self.path / folder / self._name(result.id))
-                sync_folder(self.path / folder)
-            append(self._own("index"), result.record)
+            try:
+                self._keep(result.record, result.temporary)
+            except OSError:  # what has no line is not left behind either
+                for folder in result.temporary:
+                    with contextlib.suppress(OSError):
+                        (self.path / folder / self._name(result.id)).unlink()
+                raise
             self.index[result.id] = result.record
             self._voxels[result.record["voxels"]] = result.id
         return self._claim(case, result.id)
+
+    def _keep(self, record: dict[str, Any], temporary: dict[str, Path]) -> None:
+        """Arrays get their names, the volume's own last, then its line is written."""
+        for folder, waiting in reversed(temporary.items()):
+            (self.path / folder).mkdir(exist_ok=True)
+            os.replace(waiting, self.path / folder / self._name(record["id"]))
+            sync_folder(self.path / folder)
+        append(self._own("index"), record)
 
     def _claim(self, case: Case, volume: str) -> str:
         self._claimed[volume] = case.path

@@ -17,7 +17,6 @@ from concurrent.futures import TimeoutError as Late
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,7 +103,7 @@ class Stream:
         self._device = device_of(device)
         self._finish = Finish(self.cutter, self.window, {} if ahead is None else ahead(self.recipe.size))
         self._pool = Workers(1 if executor == "dali" else max(1, workers), "medfast-data")
-        self._processes: list[Any] = []
+        self._ahead: DaliAhead | None = None
         if executor == "dali":
             require()  # a missing DALI is reported now, not by the first batch
 
@@ -125,7 +124,23 @@ class Stream:
 
     @property
     def damaged(self) -> dict[str, str]:
-        return {self.volumes[member]: reason for member, reason in self.cutter.damaged.items()}
+        return {self.volumes[member]: reason for member, reason in list(self.cutter.damaged.items())}
+
+    def leave_out(self, volume: str, reason: str) -> None:
+        """Do without a volume from here on, if it is of this split: another rank met its damage. DataError where it is
+        one too many."""
+        if volume in self.volumes:
+            self.cutter.leave_out(self.volumes.index(volume), reason)
+
+    def judge(self, volumes: Iterable[str]) -> None:
+        """Leave out those of these volumes that are damaged, if they are of this split. DataError: as ``leave_out``."""
+        for volume in volumes:
+            if volume in self.volumes:
+                self.cutter.judge(self.volumes.index(volume))
+
+    @property
+    def _processes(self) -> list[Any]:
+        return [] if self._ahead is None else self._ahead.processes
 
     def seconds(self) -> dict[str, float]:
         """Stage of ``watch.STAGES`` -> seconds that all workers together have spent in it."""
@@ -158,6 +173,8 @@ class Stream:
 
     def close(self) -> None:
         """Stop all work ahead. An iterator of ``run`` that is still in use cannot go on afterwards."""
+        if self._ahead is not None:
+            self._ahead.close()
         self._pool.close()
         self.cutter.watch.close()
 
@@ -205,39 +222,37 @@ class Stream:
     def _next(self, number: int, schedule: Sequence[tuple[int, list[int]]]) -> Batch:
         """Batch ``number`` of a schedule, whose boxes processes have cut."""
         if number == 0:
-            self._local.ahead = None  # the processes of an earlier run
-            self._local.ahead = self._start(schedule)
+            self._ahead = self._start(schedule)
         step, slots = schedule[number]
         with one_thread(), beside(self._device):
             together, partners = self.cutter.together(step, torch.tensor(slots))
             plan = self.cutter.plan(step, together)
             with self.cutter.watch.stage("make"):
-                made, members = self._made(plan, self._noise(step, together))
-            for planned, found in zip(np.tile(plan.volume, self.recipe.views), members, strict=True):
-                if planned != found:
-                    self.cutter.judge(int(planned))
-            return self._finish(step, together, partners, self.cutter.plan(step, together), made)
+                made, damaged = self._made(plan, self._noise(step, together))
+            for member, reason in damaged.items():
+                self.cutter.leave_out(member, reason)
+            return self._finish(step, together, partners, self.cutter.plan(step, together, damaged), made)
 
     def _noise(self, step: int, slots: Tensor) -> Key:
         """The key of the noise of each view of each slot."""
         return Key(self.cutter.seed, step, slots).at(Role.NOISE, layer=self.cutter.stream).stack(self.recipe.views)
 
-    def _made(self, plan: planning.Plan, noise: Key) -> tuple[Tensor, np.ndarray]:
+    def _made(self, plan: planning.Plan, noise: Key) -> tuple[Tensor, dict[int, str]]:
+        assert self._ahead is not None
         try:
-            return self._local.ahead.next(plan.numbers, noise)
+            return self._ahead.next(plan.numbers, noise)
+        except DataError:
+            raise
         except Exception as error:
             if any(process.exitcode is not None for process in self._processes):
                 raise self._died() from error
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, DataError):
-                cause = cause.__cause__
-            raise cause or error from error
+            raise
 
     def _start(self, schedule: Sequence[tuple[int, list[int]]]) -> DaliAhead:
-        ahead = DaliAhead(Source(self.cutter, schedule), self.recipe.size, self.window, processes=self.workers,
-                          depth=self.workers + 1, **self._graph())  # fmt: skip
-        self._processes = ahead.processes
-        return ahead
+        if self._ahead is not None:  # of an earlier run
+            self._ahead.close()
+        return DaliAhead(Source(self.cutter, schedule), self.recipe.size, self.window, processes=self.workers,
+                         depth=self.workers + 1, **self._graph())  # fmt: skip
 
     def _graph(self) -> dict[str, Any]:
         together = 2 if self.recipe.cutout else 1  # partners of the cut-out come with their samples

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from medfast.data import layouts
-from medfast.data.files import DataError, append, digest, read_lines, seal, sync_folder, write_durably
+from medfast.data.files import DataError, append, digest, naming, put, read_lines, seal, sync_folder, write_durably
 from medfast.data.layouts import SUFFIXES
 from medfast.data.progress import Progress
 from medfast.data.store import KINDS, NEEDED, Header, Store
@@ -129,15 +129,16 @@ def _encoded(source: Store, index: int, layout: str) -> Made:
 def _shard(out: Path, made: Iterator[Made], number: int) -> list[dict[str, Any]]:
     """Write one shard and return the index lines of what is in it."""
     file, rows = out / "shards" / f"{number:05d}.shard", []
-    with file.open("wb") as stream:
+    with file.open("wb", buffering=0) as stream:
         for row, arrays in made:
             rows.append(row)
             for about, content in zip(_arrays(row), arrays.values(), strict=True):
-                stream.write(_ZERO[: -stream.tell() % PAGE])
-                about |= {"shard": number, "offset": stream.tell(), **_hashed(content)}
-                stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+                with naming(file, len(content)):
+                    put(stream, _ZERO[: -stream.tell() % PAGE])
+                    about |= {"shard": number, "offset": stream.tell(), **_hashed(content)}
+                    put(stream, content)
+        with naming(file, stream.tell()):
+            os.fsync(stream.fileno())
     sync_folder(file.parent)
     for about in (about for row in rows for about in _arrays(row)):
         if digest(file, about["offset"], about["bytes"]) != about["hash"]:

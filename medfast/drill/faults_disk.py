@@ -36,7 +36,7 @@ def full() -> list[Injection]:
                   before=lambda scene: scene.mounts.small(scene.run, 16 << 10),
                   after=lambda scene: scene.mounts.grow(scene.run, LARGE), needs_mounts=True),
         Injection("full disk", "no room in the store, while prepare writes",
-                  Expected((*WRITING, 3), "No space left", "again"),
+                  Expected(WRITING, "could not be written: No space left.*MB are free there", "again"),
                   before=lambda scene: scene.mounts.small(scene.store, 1 << 20),
                   after=lambda scene: scene.mounts.grow(scene.store, LARGE), needs_mounts=True, verb="prepare"),
         Injection("full disk", "no large file may be written (limit of the system), from step 0 on", refused,

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from medfast.objectives.gauges import watched
+from medfast.objectives.gauges import gathered, watched
 from medfast.types import Batch, Objective
 
 __all__ = ["Gauge", "gauges_of", "recentre", "shuffled", "uniform_losses"]
 
-# What has no reference to be held against: a scale that is the model's own, a spread
-_ALONE = ("teacher_norm", "head_entropy_spread")
+# What has no reference to be held against: a scale that is the model's own, a spread, a count
+_ALONE = ("teacher_norm", "head_entropy_spread", "rows")
 _SETTLE = 1000  # updates of the centres: at a momentum of .99, 4e-5 of where they started is left
 
 
@@ -48,27 +49,33 @@ def shuffled(objective: Objective, seed: int = 0) -> Objective:
 
 
 @torch.no_grad()
-def recentre(objective: Objective, batch: Batch, t: float) -> None:
-    """Move the centres of the teacher's logits to where they settle if ``batch`` is all there is."""
+def recentre(objective: Objective, batches: Sequence[Batch], t: float) -> None:
+    """Move the centres of the teacher's logits to where they settle if these batches are all there is."""
     objective.eval()
-    sums = objective(batch, torch.tensor(t, dtype=torch.float64, device=batch.views[0].device)).sums
+    sums: dict[str, tuple[Tensor, Tensor]] = {}
+    for batch in batches:
+        clock = torch.tensor(t, dtype=torch.float64, device=batch.views[0].device)
+        for name, (total, count) in objective(batch, clock).sums.items():
+            before = sums.get(name, (0.0, 0.0))
+            sums[name] = (before[0] + total, before[1] + count)
     for _ in range(_SETTLE):
         objective.absorb(sums)
 
 
-def gauges_of(objective: Objective, batch: Batch, t: float) -> dict[str, Gauge]:
-    """The gauges of ``objective`` on ``batch`` at time t of the run that have references, with these.
+def gauges_of(objective: Objective, batches: Sequence[Batch], t: float) -> dict[str, Gauge]:
+    """The gauges of ``objective`` on ``batches`` at time t of the run that have references, with these.
 
     {} where the objective shows nothing.
     """
     objective.eval()
-    values = watched(objective, batch, t)
+    values = watched(objective, batches, t)
     if not values:
         return {}
-    ceilings = _ceilings(objective.tokens(batch, t))
+    tokens, used = gathered(objective, batches, t)
+    ceilings = _ceilings(tokens)
     twin = shuffled(objective)
-    recentre(twin, batch, t)
-    random = watched(twin, batch, t)
+    recentre(twin, batches[:used], t)
+    random = watched(twin, batches, t)
     return {
         name: Gauge(
             value=float(value),
@@ -93,9 +100,12 @@ def uniform_losses(objective: Objective) -> dict[str, float]:
 
 
 def _ceilings(tokens: dict[str, Tensor]) -> dict[str, float]:
-    ceilings = {f"rank_{part}": float(min(x.shape)) for part, x in tokens.items()}
+    ceilings = {f"rank_{part}": float(min(x.shape)) for part, x in tokens.items() if part != "crops"}
     if "prototypes" in tokens:
         rows, prototypes = tokens["prototypes"].shape
         ceilings |= dict.fromkeys(("entropy_used", "entropy_each"), math.log(prototypes))
         ceilings["information"] = math.log(min(rows, prototypes))  # rows cannot tell more than which of them it is
+    if "crops" in tokens:
+        crop = int(torch.bincount(tokens["crops"]).max())
+        ceilings["information_within"] = math.log(min(crop, tokens["prototypes"].shape[1]))
     return ceilings

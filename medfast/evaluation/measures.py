@@ -28,7 +28,7 @@ def measures(objective: Objective, stream, count: int) -> dict[str, float]:
     training, found = objective.training, defaultdict(list)
     objective.eval()
     for batch in crops(stream, count, AT_ONCE):
-        told = {**objective(batch, torch.tensor(T, dtype=torch.float64)).gauges, **watched(objective, batch, T)}
+        told = {**objective(batch, torch.tensor(T, dtype=torch.float64)).gauges, **watched(objective, [batch], T)}
         shown = objective.picture(batch)
         if "attention" in shown and "mask" in shown:
             told["hidden_organs"] = hidden_organs(shown["mask"], stream.store, batch)

@@ -58,10 +58,10 @@ def report(run_dir: str | Path, objective: Objective, stream, config: Mapping[st
 
 
 def _gauges(objective: Objective, stream, train: Mapping[str, Any], step: int) -> dict[str, Gauge]:
-    """Collapse gauges at ``step`` on the crops and masks on which training logs them: the first of its validation."""
-    count = min(AT_ONCE, train.get("validate_crops") or AT_ONCE)
-    batch = with_masks(objective, next(crops(stream, count, AT_ONCE)))
-    return gauges_of(objective, batch.to(next(objective.parameters()).device), step / train["steps"])
+    """Collapse gauges at ``step`` on the crops and masks on which training logs them: those of its validation."""
+    count, device = train.get("validate_crops") or AT_ONCE, next(objective.parameters()).device
+    batches = [with_masks(objective, batch).to(device) for batch in crops(stream, count, AT_ONCE)]
+    return gauges_of(objective, batches, step / train["steps"])
 
 
 def _write(file: Path, text: str) -> None:

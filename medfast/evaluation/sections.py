@@ -29,6 +29,11 @@ GAUGES = {
     "entropy_each": "Average entropy of a patch's own distribution: is the teacher sure of one prototype? At ln K, the "
     "largest possible value, it says nothing yet.",
     "information": "Their difference: what a patch's prototype tells about the patch, in nats.",
+    "information_within": "The part of it that is about where in its crop a patch is from: near 0 where a crop has one "
+    "prototype for all its patches, though crops may have different ones.",
+    "rows": "The fewest rows, patches or images, that effective ranks and prototype gauges are read of.",
+    "variance_within": "Share of the variance of the encoder's tokens that is among tokens of one crop: near 0 where a "
+    "crop has one token everywhere.",
     "position_similarity": "How alike the encoder's tokens at one place of different volumes are, less what all tokens "
     "share: 1 where they tell their place and nothing else.",
     "same_position": "The same of the tokens that are told from each other, on training batches.",

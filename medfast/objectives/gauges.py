@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -11,9 +12,12 @@ from medfast.objectives.attention import head_entropies
 from medfast.types import Batch, Features, Objective
 
 __all__ = [
-    "agreement", "collapse_gauges", "effective_rank", "equal_views", "position_similarity", "prototype_entropy",
-    "same_position", "teacher_norm", "watched",
+    "ROWS", "agreement", "collapse_gauges", "effective_rank", "equal_views", "gathered", "information_within",
+    "position_similarity", "prototype_entropy", "same_position", "teacher_norm", "variance_within", "watched",
 ]  # fmt: skip
+
+ROWS = 64  # of what ``Objective.tokens`` gives, that gauges ask for; crop after crop where one crop is one row
+PLACES = 8  # tokens of a crop, fewer say nothing of where in the crop they are
 
 
 @torch.no_grad()
@@ -49,6 +53,20 @@ def prototype_entropy(probabilities: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"prototype_entropy takes (rows, K) probabilities, got shape {tuple(probabilities.shape)}")
     p = probabilities.detach().double()
     return torch.special.entr(p.mean(0)).sum(), torch.special.entr(p).sum(1).mean()
+
+
+@torch.no_grad()
+def information_within(probabilities: Tensor, crops: Tensor) -> Tensor:
+    """What a row's prototype tells about the row once its crop is known, in nats, fp64.
+
+    probabilities: (rows, K). crops: (rows,) from 0 on. The mean over rows of the entropy of their crop's mean
+    distribution, less their own: by the chain rule, the information of ``prototype_entropy`` less what prototypes tell
+    about the crop. 0 where all rows of a crop have one distribution, however much crops differ.
+    """
+    p = probabilities.detach().double()
+    rows = torch.bincount(crops).clamp_min(1).to(p.dtype)
+    mean = p.new_zeros(len(rows), p.shape[1]).index_add_(0, crops, p) / rows.unsqueeze(1)
+    return (torch.special.entr(mean).sum(1)[crops] - torch.special.entr(p).sum(1)).mean()
 
 
 @torch.no_grad()
@@ -90,6 +108,21 @@ def position_similarity(maps: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def variance_within(maps: Tensor) -> Tensor:
+    """Share of the tokens' variance that is among tokens of one crop, the rest being between crops, fp64.
+
+    maps: (views, b, positions, dim). 0 where all tokens of a crop are the same and crops are not, 1 where crops have
+    the same mean token; nan for one sample or one position, and where all tokens are the same.
+    """
+    b, positions = maps.shape[1:3]
+    if b < 2 or positions < 2:
+        return maps.new_full((), float("nan"), dtype=torch.float64)
+    x = maps.detach().double()
+    inside = (x - x.mean(dim=2, keepdim=True)).square().sum()
+    return inside / (x - x.mean(dim=(1, 2), keepdim=True)).square().sum()
+
+
+@torch.no_grad()
 def equal_views(batch: Batch) -> dict[str, Tensor]:
     """Share of samples, "equal_views", of which all views are the same, voxel by voxel; {} for one view."""
     first, *others = batch.views
@@ -109,16 +142,41 @@ def teacher_norm(objective: Objective) -> dict[str, Tensor]:
     return {"teacher_norm": torch.stack(norms).norm()}
 
 
-def watched(objective: Objective, batch: Batch, t: float) -> dict[str, Tensor]:
-    """All gauges of a model on a batch at time t: ``collapse_gauges``, what its encoder shows, and ``teacher_norm``.
+@torch.no_grad()
+def gathered(objective: Objective, batches: Iterable[Batch], t: float) -> tuple[dict[str, Tensor], int]:
+    """(what ``Objective.tokens`` gives on one batch after another until each entry has ``ROWS`` rows, batches read).
 
-    Of the encoder on whole views: "position_similarity" of its coarsest stage of at least 8 tokens, and "head_entropy"
-    and "head_entropy_spread", mean and standard deviation over all heads; each where there is such a thing.
+    An entry that has them takes no more. Batches are taken one by one; there may be fewer than would be needed.
+    """
+    found: dict[str, Tensor] = {}
+    used = 0
+    for batch in batches:
+        used += 1
+        for name, rows in objective.tokens(batch, t).items():
+            before = found.get(name)
+            if before is None:
+                found[name] = rows
+            elif len(before) < ROWS:
+                found[name] = torch.cat((before, rows + before.max() + 1 if name == "crops" else rows))
+        if all(len(rows) >= ROWS for rows in found.values()):
+            break
+    return found, used
+
+
+def watched(objective: Objective, batches: Iterable[Batch], t: float) -> dict[str, Tensor]:
+    """All gauges of a model at time t: ``collapse_gauges`` of what is ``gathered``, and, of the first batch alone, what
+    its encoder shows; and ``teacher_norm``.
+
+    Of the encoder on whole views: "position_similarity" and "variance_within" of its coarsest stage of at least 8
+    tokens, and "head_entropy" and "head_entropy_spread", mean and standard deviation over all heads; each where there
+    is such a thing.
     """
     with torch.no_grad():
         looks: list[Features] = []
-        heads = head_entropies(objective, lambda: looks.extend(objective.encode(batch)))
-        gauges = collapse_gauges(objective.tokens(batch, t)) | _positions(looks)
+        batches = iter(batches)
+        first = next(batches)
+        heads = head_entropies(objective, lambda: looks.extend(objective.encode(first)))
+        gauges = collapse_gauges(gathered(objective, chain([first], batches), t)[0]) | _positions(looks)
         if heads:
             entropies = torch.cat([entropy.double() for _, entropy in heads])
             gauges |= {"head_entropy": entropies.mean(), "head_entropy_spread": entropies.std(correction=0)}
@@ -126,19 +184,27 @@ def watched(objective: Objective, batch: Batch, t: float) -> dict[str, Tensor]:
 
 
 def _positions(looks: list[Features]) -> dict[str, Tensor]:
-    """The gauge "position_similarity" of what the encoder made of each view, {} where there is nothing to compare."""
-    coarse = [maps for maps in zip(*(look.stages for look in looks), strict=True) if maps[0][0, ..., 0].numel() >= 8]
+    """The gauges of what the encoder made of each view, {} where there is nothing to compare."""
+    stages = zip(*(look.stages for look in looks), strict=True)
+    coarse = [maps for maps in stages if maps[0][0, ..., 0].numel() >= PLACES]
     if not coarse or len(coarse[-1][0]) < 2:
         return {}
-    return {"position_similarity": position_similarity(torch.stack([x.flatten(1, -2) for x in coarse[-1]]))}
+    maps = torch.stack([x.flatten(1, -2) for x in coarse[-1]])
+    return {"position_similarity": position_similarity(maps), "variance_within": variance_within(maps)}
 
 
 def collapse_gauges(tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Gauges of what ``Objective.tokens`` gives: "rank_student", "rank_teacher", and of the prototypes "entropy_used",
-    "entropy_each" and their difference, "information".
+    "entropy_each", their difference, "information", and, where crops have at least 8 rows, "information_within" crops.
+    "rows": the fewest rows that one of these was read of. {} where it gives nothing.
     """
+    if not tokens:
+        return {}
     gauges = {f"rank_{part}": effective_rank(tokens[part]) for part in ("student", "teacher") if part in tokens}
     if "prototypes" in tokens:
         used, each = prototype_entropy(tokens["prototypes"])
         gauges |= {"entropy_used": used, "entropy_each": each, "information": used - each}
-    return gauges
+        crops = tokens.get("crops")
+        if crops is not None and len(crops) >= PLACES * (crops.max() + 1):
+            gauges["information_within"] = information_within(tokens["prototypes"], crops)
+    return gauges | {"rows": torch.tensor(float(min(map(len, tokens.values()))))}

@@ -20,7 +20,7 @@ __all__ = ["AT_ONCE", "HIDDEN", "HOLDOUT_BATCH", "HOLDOUT_SEED", "crops", "with_
 
 # What a held-out stream is opened with in place of train.seed and train.batch, on which its crops would depend.
 HOLDOUT_SEED, HOLDOUT_BATCH = 0x686F6C64, 8
-AT_ONCE = 2  # crops of a forward: the same on any number of ranks; collapse gauges see the first so many crops
+AT_ONCE = 2  # crops of a forward: the same on any number of ranks
 HIDDEN = 0.7  # share of cells, whatever the objective's own masks hide, so that runs can be compared
 _KEY = 0x76616C6964  # of the masks; no run's seed changes them
 

@@ -18,7 +18,15 @@ import medfast_kernels as mk
 from medfast.objectives.distillation import Sides, Term, distil_image, distil_patches, weighted
 from medfast.objectives.heads import Prototypes, Trunk
 from medfast.objectives.losses import Centres
-from medfast.objectives.masking import count_of, drawn_ahead, hidden_tokens, hidden_voxels, random_cells, share
+from medfast.objectives.masking import (
+    count_of,
+    drawn_ahead,
+    hidden_rows,
+    hidden_tokens,
+    hidden_voxels,
+    random_cells,
+    share,
+)
 from medfast.objectives.options import chosen_weights, distilled_stage, momenta, one_of, positive, setting, token_width
 from medfast.objectives.schedules import Points, cosine, piecewise, points
 from medfast.objectives.views import given_mask, grid_of, split_views, stack_views
@@ -187,15 +195,14 @@ class IBOT(Objective):
     @torch.no_grad()
     def tokens(self, batch: Batch, t: float = 0.0) -> dict[str, Tensor]:
         """For collapse gauges: "student" and "teacher" (tokens, dim), stage tokens at hidden cells; "prototypes"
-        (rows, K), the teacher's distributions at time t, of patches where they are distilled, else of images."""
+        (rows, K), the teacher's distributions at time t, of patches, with "crops", where they are distilled, else of
+        images."""
         look, teacher = self._look(batch, drop_path=False), self.teacher
         assert teacher is not None
-        found = {}
-        for name, features in (("student", look.seen), ("teacher", look.taught)):
-            picked, weight = hidden_tokens(features.stages[self.stage].flatten(1, -2), look.mask)
-            found[name] = picked[weight.bool()]
+        found = {"student": hidden_rows(look.seen.stages[self.stage].flatten(1, -2), look.mask)[0]}
+        found["teacher"], crops = hidden_rows(look.taught.stages[self.stage].flatten(1, -2), look.mask)
         if "patch" in self.weights:
-            name, rows = "patch", teacher.trunk(teacher.norm(found["teacher"]))
+            name, rows, found["crops"] = "patch", teacher.trunk(teacher.norm(found["teacher"])), crops
         else:
             name, rows = self.image[0], self._vectors(teacher, self.image[0], look.taught)
         sides = self._sides(name, teacher, torch.tensor(t))

@@ -134,6 +134,13 @@ def hidden_tokens(tokens: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
     return tokens.gather(1, index), torch.ones_like(mask.hidden, dtype=tokens.dtype)
 
 
+def hidden_rows(tokens: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
+    """The hidden ones of (b, n, d) tokens as (rows, d), and of which of the b each is, (rows,). Waits for it."""
+    picked, weight = hidden_tokens(tokens, mask)
+    known = weight.bool()
+    return picked[known], known.nonzero()[:, 0]
+
+
 def drawn_ahead(mask: Masker, cells: tuple[int, ...]) -> dict[str, Callable[[Key], Tensor]]:
     """``Objective.ahead`` of an objective with this masker: masks whose counts only their draw knows are drawn on the
     host by the data pipeline, as ``targets["mask"]``. {} for others, and for those that attention guides."""

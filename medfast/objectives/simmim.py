@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from medfast.objectives.heads import Voxels
 from medfast.objectives.losses import hidden_l1
-from medfast.objectives.masking import drawn_ahead, hidden_tokens, hidden_voxels
+from medfast.objectives.masking import drawn_ahead, hidden_rows, hidden_voxels
 from medfast.objectives.options import distilled_stage, token_width
 from medfast.objectives.views import given_mask, grid_of, split_views, stack_valid, stack_views
 from medfast.types import Backbone, Batch, Features, Key, Mask, Masker, Objective, Output
@@ -88,5 +88,4 @@ class SimMIM(Objective):
         tokens = look.seen.stages[-1].flatten(1, -2)
         if self.stride != self.backbone.strides[-1]:
             return {"student": tokens.flatten(0, 1)}
-        picked, weight = hidden_tokens(tokens, look.mask)
-        return {"student": picked[weight.bool()]}
+        return {"student": hidden_rows(tokens, look.mask)[0]}

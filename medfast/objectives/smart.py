@@ -17,7 +17,7 @@ import medfast_kernels as mk
 from medfast.objectives.distillation import Sides, Term, distil_image, distil_patches, weighted
 from medfast.objectives.heads import Prototypes, Trunk, Voxels
 from medfast.objectives.losses import Centres, hidden_l1
-from medfast.objectives.masking import count_of, drawn_ahead, hidden_tokens, hidden_voxels, random_cells
+from medfast.objectives.masking import count_of, drawn_ahead, hidden_rows, hidden_tokens, hidden_voxels, random_cells
 from medfast.objectives.options import chosen_weights, momenta, one_of, positive, token_width
 from medfast.objectives.schedules import Points, cosine, piecewise, points
 from medfast.objectives.views import given_mask, grid_of, split_views, stack_valid, stack_views
@@ -251,21 +251,20 @@ class SMART(Objective):
     @torch.no_grad()
     def tokens(self, batch: Batch, t: float = 0.0) -> dict[str, Tensor]:
         """For collapse gauges: "student" and "teacher" (tokens, dim), stage tokens at hidden cells; "prototypes"
-        (rows, K), the teacher's distributions at time t, of AMPD where it is on, else of an image loss."""
+        (rows, K), the teacher's distributions at time t, of AMPD, with "crops", if it is on, else of an image loss."""
         look, teacher = self._look(batch, drop_path=False), self.teacher
-        found = {"student": self._gauged(self, look.seen, look.mask)}
+        found = {"student": self._gauged(self, look.seen, look.mask)[0]}
         if teacher is None or look.taught is None:
             return found
-        found["teacher"] = self._gauged(teacher, look.taught, look.mask)
+        found["teacher"], crops = self._gauged(teacher, look.taught, look.mask)
         if self.centres.names:
             name = self.centres.names[0]
             patch = name == "ampd"
             rows = teacher.trunk(found["teacher"]) if patch else self._image_vectors(teacher, look.taught)[name]
             sides = self._sides(name, teacher, torch.tensor(t))
-            found["prototypes"] = sides.sharpen(sides.teacher(rows))
+            found |= {"prototypes": sides.sharpen(sides.teacher(rows)), **({"crops": crops} if patch else {})}
         return found
 
-    def _gauged(self, side: SMART | Teacher, features: Features, mask: Mask) -> Tensor:
+    def _gauged(self, side: SMART | Teacher, features: Features, mask: Mask) -> tuple[Tensor, Tensor]:
         tokens = features.stages[self.stage].flatten(1, -2)
-        tokens, weight = hidden_tokens(side.norm_semantic(tokens) if "ampd" in self.weights else tokens, mask)
-        return tokens[weight.bool()]
+        return hidden_rows(side.norm_semantic(tokens) if "ampd" in self.weights else tokens, mask)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from medfast.objectives.distillation import Sides, Term, distil_image, distil_patches, weighted
 from medfast.objectives.heads import Prototypes, Trunk, Voxels
 from medfast.objectives.losses import Centres, hidden_l1
-from medfast.objectives.masking import drawn_ahead, hidden_tokens, hidden_voxels
+from medfast.objectives.masking import drawn_ahead, hidden_rows, hidden_tokens, hidden_voxels
 from medfast.objectives.options import chosen_weights, momenta, positive, token_width
 from medfast.objectives.schedules import Points, cosine, piecewise, points
 from medfast.objectives.views import given_mask, grid_of, split_views, stack_valid, stack_views
@@ -157,16 +157,18 @@ class SMIT(Objective):
     @torch.no_grad()
     def tokens(self, batch: Batch, t: float = 0.0) -> dict[str, Tensor]:
         """For collapse gauges: "student" and "teacher" (tokens, dim), stage tokens at hidden cells; "prototypes"
-        (rows, K), the teacher's distributions at time t, of patches where they are distilled, else of images."""
+        (rows, K), the teacher's distributions at time t, of patches, with "crops", where they are distilled, else of
+        images."""
         look, teacher = self._look(batch, drop_path=False), self.teacher
         if teacher is None or look.taught is None:
             return {"student": look.seen.stages[self.stage].flatten(0, -2)}
-        found = {}
-        for name, side, features in (("student", self, look.seen), ("teacher", teacher, look.taught)):
-            picked, weight = hidden_tokens(self._tokens(side, features), look.mask)
-            found[name] = picked[weight.bool()]
+        found = {"student": hidden_rows(self._tokens(self, look.seen), look.mask)[0]}
+        found["teacher"], crops = hidden_rows(self._tokens(teacher, look.taught), look.mask)
         name = self.centres.names[0]
-        rows = found["teacher"] if name == "patch" else self._tokens(teacher, look.taught).mean(dim=1)
+        if name == "patch":
+            rows, found["crops"] = found["teacher"], crops
+        else:
+            rows = self._tokens(teacher, look.taught).mean(dim=1)
         sides = self._sides(name, teacher, torch.tensor(t))
         found["prototypes"] = sides.sharpen(sides.teacher(teacher.head_trunk[name](rows)))
         return found

@@ -7,9 +7,10 @@ benchmarks/memory.py holds them against what is there. N ranks, T trained parame
   0, ddp    4T                    4T                  8T
   1         4T + 4T/N             4T/N and more       8T/N      4B (8B with overlap_comm)
   2         4T + 4T/N             4T/N and more       8T/N      4B (8B with overlap_comm)
-  3         4T/N + 4T/N           4T/N                8T/N      4B, and whole weights of the layers at work
+  3         4T/N + 4T/N + 4S      4T/N, for good      8T/N      4B, and whole weights of the layers at work
 
-More: of a parameter that a cut runs through, both ranks keep the whole gradient.
+More: of a parameter that a cut runs through, both ranks keep the whole gradient. S: trained parameters of at most
+zero_optimization.stage3_param_persistence_threshold elements each, which stage 3 keeps whole beside their pieces.
 B is zero_optimization.reduce_bucket_size, which DeepSpeed allocates whole however small the network is.
 """
 
@@ -29,12 +30,13 @@ from medfast.types import Objective
 __all__ = ["State", "grouped", "state"]
 
 BUCKET = 500_000_000  # DeepSpeed's default of reduce_bucket_size, elements
+SMALL = 100_000  # and of stage3_param_persistence_threshold
 
 
 @dataclass(frozen=True)
 class State:
-    """Bytes on one rank. parameters: with buffers and ZeRO's copies. gradients: between backward pass and update.
-    teacher: its average and its replica. buckets: of ZeRO's collectives."""
+    """Bytes on one rank. parameters: with buffers and ZeRO's copies. gradients: between backward pass and update, at
+    stage 3 always. teacher: its average and its replica. buckets: of ZeRO's collectives."""
 
     parameters: int
     gradients: int
@@ -65,7 +67,9 @@ def state(
     moments = 0 if offload else 2 * part
     master = 0 if offload else part
     if stage == 3:
-        return State(part + rest + master, part, moments, teacher, bucket)
+        small = int(section.get("stage3_param_persistence_threshold", SMALL))
+        kept = 4 * sum(n for numels in groups for n in numels if n <= small)
+        return State(part + rest + master + kept, part, moments, teacher, bucket)
     twice = bool(section.get("overlap_comm"))
     gradients = 4 * max(_touched(groups, rank, ranks) for rank in range(ranks))
     return State(own + rest + master, gradients, moments, teacher, bucket * (1 + twice))

@@ -103,9 +103,11 @@ def _row(
     held = state(seen, config, sizes, place.ranks, stage)
     section = (config.get("deepspeed") or {}).get("zero_optimization") or {}
     gathered = min(seen.trained, 4 * int(section.get("stage3_max_live_parameters", LIVE))) if stage == 3 else 0
-    working = gathered + (seen.peak if count == 1 else held.gradients + seen.activations)
-    update = held.gradients + seen.trained // (place.ranks if stage else 1)  # one more of them: flat, or AdamW's own
-    peak = held.total - held.gradients + max(working, update)
+    lasting = held.gradients if stage == 3 else 0  # in a buffer that stage 3 keeps
+    coming = held.gradients - lasting
+    working = gathered + (seen.peak if count == 1 or lasting else coming + seen.activations)
+    update = coming + seen.trained // (place.ranks if stage else 1)  # one more of them: flat, or AdamW's own
+    peak = held.total - coming + max(working, update)
     replica = held.teacher - -(-seen.teacher // place.ranks) if held.teacher != seen.teacher else 0
     payload = payloads(stage, seen.trained, count, replica, checkpointed) if place.ranks > 1 else {}
     took = seconds(seen, place, count, place.ranks if stage else 1, payload)
@@ -114,7 +116,8 @@ def _row(
 
 ASSUMPTIONS = (
     "Memory: the objective's own forward and backward pass, run on tensors without data; benchmarks/memory.py holds it "
-    "against the allocator on CPU. Kernels are the CPU's, with the shapes they save; autocast is CUDA's.",
+    "against the allocator on CPU. Kernels are the CPU's, with the shapes they save; autocast is CUDA's. What a "
+    "library takes within an operator and gives back (cuDNN's workspace, oneDNN's own layouts) is not in it.",
     f"A GPU gives all but {RESERVED / 1e9:.1f} GB (context, NCCL, cuBLAS), and the allocator reserves {SLACK - 1:.0%} "
     "more than is asked for.",
     "Time: no measurement, and rather too short. Every operator by itself at "

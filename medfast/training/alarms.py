@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any
 
-from medfast.training.collapse import collapse, equal_views, idle_teacher, position_collapse
+from medfast.training.collapse import collapse, crop_collapse, equal_views, idle_teacher, position_collapse
 from medfast.training.verdict import ACTIONS, Alarm, Verdict
 
 __all__ = ["ACTIONS", "ALARMS", "Alarm", "Alarms", "LossSpike", "Verdict"]
@@ -65,6 +65,7 @@ class LossSpike:
 ALARMS: dict[str, Callable[[], Alarm]] = {  # name -> what makes it; a new alarm is one line here
     LossSpike.name: LossSpike,
     "collapse": collapse,
+    "crop_collapse": crop_collapse,
     "position_collapse": position_collapse,
     "equal_views": equal_views,
     "idle_teacher": idle_teacher,

@@ -38,6 +38,7 @@ def restore(job: Job, init: Mapping[str, Any] | None, again: bool) -> tuple[int,
         start.check_same(meta["settings"], job.facts, train.resume_changed, job.log.say)
         checkpoint.restore(objective, parts)
         job.health.load(meta.get("health", {}), again)
+        job.damaged.update(meta.get("damaged", []))
         first, moments = meta["step"], parts["optimizer"]
         if init and not again:
             job.log.say(f"init is not read: the run folder holds {newest.name}, and the run goes on from there")

@@ -12,7 +12,7 @@ from typing import Any
 
 from medfast.training.verdict import Verdict
 
-__all__ = ["Lasting", "collapse", "equal_views", "idle_teacher", "position_collapse"]
+__all__ = ["Lasting", "collapse", "crop_collapse", "equal_views", "idle_teacher", "position_collapse"]
 
 LEVELS = ("warn", "checkpoint", "stop")
 
@@ -56,15 +56,19 @@ class Lasting:
 
 
 RANK, USED, TOLD = 1.02, 0.5, 0.02
+LEAST = 16  # rows; of fewer, healthy ones are alike too often (docs/gauges.md)
 
 
 def collapse() -> Lasting:
     """All answers are one: an effective rank next to 1, one prototype for all, or prototypes that no longer tell much.
 
-    Prototypes tell nothing at first, so what they tell is held against the most they have told before.
+    Prototypes tell nothing at first, so what they tell is held against the most they have told before. Fewer than
+    ``LEAST`` rows are no evidence of anything.
     """
 
     def look(now: Reading, memory: dict[str, float], row: Mapping[str, Any]) -> str | None:
+        if now.get("rows", 0) < LEAST:
+            return None
         for part in ("student", "teacher"):
             rank = now.get(f"rank_{part}")
             if rank is not None and rank < RANK:
@@ -78,7 +82,22 @@ def collapse() -> Lasting:
             return f"a prototype tells {told:.4g} nats of what it stands for, and told {most:.4g} before"
         return None
 
-    return Lasting("collapse", ("rank_student", "rank_teacher", "entropy_used", "information"), look)
+    return Lasting("collapse", ("rows", "rank_student", "rank_teacher", "entropy_used", "information"), look)
+
+
+def crop_collapse() -> Lasting:
+    """All of a crop is one: its tokens are the same, or its patches share one prototype, and crops alone differ."""
+
+    def look(now: Reading, memory: dict[str, float], row: Mapping[str, Any]) -> str | None:
+        within = now.get("variance_within")
+        if within is not None and within < TOLD:
+            return f"{within:.2%} of the variance of the encoder's tokens is within crops: a crop has one token"
+        told, inside = now.get("information"), now.get("information_within")
+        if told is None or inside is None or inside >= TOLD * told:
+            return None
+        return f"a prototype tells {told:.4g} nats, of which {inside:.4g} within a crop: a crop has one prototype"
+
+    return Lasting("crop_collapse", ("variance_within", "information", "information_within"), look)
 
 
 PLACE = 0.9

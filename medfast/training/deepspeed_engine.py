@@ -71,11 +71,6 @@ def check(section: Mapping[str, Any] | None, optim: Optim, train: Train) -> int:
             "train.compile=true: ZeRO stage 3 fetches weights layer by layer, in hooks that a compiled graph leaves "
             "out; use deepspeed.zero_optimization.stage 0, 1 or 2, or train.compile=false"
         )
-    if stage == 3 and "rollback" in (train.alarms or {}).values():
-        raise ValueError(
-            "train.alarms asks for a rollback, which loads older weights in place; ZeRO stage 3 has cut them over the "
-            "ranks: use stage 0, 1 or 2, or the action stop and start again from an older checkpoint"
-        )
     return stage
 
 

@@ -85,16 +85,16 @@ class World:
                 f"rank {self.rank} differs from rank 0 in {what}; do all ranks run the same code and files?"
             )
 
-    def share(self, text: str) -> str:
-        """Rank 0's ``text``, on every rank. Sent as bytes: torch's object collectives unpickle what they receive."""
+    def share(self, text: str, rank: int = 0) -> str:
+        """One rank's ``text``, on every rank. Sent as bytes: torch's object collectives unpickle what they receive."""
         if self.size == 1:
             return text
         sent = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device)
         length = torch.tensor([len(sent)], device=self.device)
-        dist.broadcast(length, src=0)
-        if not self.first:
+        dist.broadcast(length, src=rank)
+        if self.rank != rank:
             sent = torch.empty(int(length), dtype=torch.uint8, device=self.device)
-        dist.broadcast(sent, src=0)
+        dist.broadcast(sent, src=rank)
         return bytes(sent.tolist()).decode()
 
 

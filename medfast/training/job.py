@@ -25,7 +25,7 @@ class Job:
     """Nothing in it is replaced while a run lasts. train.micro is the micro-batch that the ranks really have.
 
     facts: settings that decide results. stop: set by a signal. seen: the batches of the present step, on the host.
-    damaged: ids of volumes that this rank has left out.
+    damaged: ids of volumes that were left out, on any rank (``left_out``).
     """
 
     objective: Objective

@@ -19,6 +19,7 @@ from medfast.training.capture import capture
 from medfast.training.distributed import world
 from medfast.training.health import Diverged, Health
 from medfast.training.job import Job
+from medfast.training.left_out import LeftOut
 from medfast.training.log import Log
 from medfast.training.step import train_step
 from medfast.training.strategies import AllReduce, Strategy, products
@@ -78,6 +79,7 @@ def _attempts(job: Job, resolved: Mapping[str, Any], stream, holdout) -> bool:
     while True:
         first, moments = begin.restore(job, resolved.get("init"), again=trouble is not None)
         begin.tell(job, resolved, first, (stream, holdout))
+        LeftOut(job, stream, holdout).recall()
         strategy = strategy_of(job, resolved.get("deepspeed"))
         if moments:
             strategy.load_moments(moments)
@@ -99,19 +101,23 @@ def strategy_of(job: Job, section: Mapping[str, Any] | None) -> Strategy:
 
 def _run(job: Job, strategy: Strategy, first: int, stream, holdout) -> bool | Verdict:
     """All steps from ``first`` on: True if a signal ended them early, the verdict that asks to roll back if one did."""
-    train, health, stalled, waiting = job.train, job.health, 0.0, Waiting(stream, job)
+    train, health, stalled = job.train, job.health, 0.0
+    waiting, left_out = Waiting(stream), LeftOut(job, stream, holdout)
     with closing(stream.run(feed.schedule(first, train, job.here, health.passed))) as made:
         batches = feed.moved(made, train, job.here, job.seen)
         for step in range(first, train.steps):
-            clock = time.perf_counter()
-            row, wishes = {"step": step, "skipped": PASSED, "loss": {}, "gauge": {}, "total": None}, (False, False)
+            clock, asked = time.perf_counter(), (job.stop.is_set(), job.writer.failed)
+            row, wishes = {"step": step, "skipped": PASSED, "loss": {}, "gauge": {}, "total": None}, (False,) * 3
             if step not in health.passed:
-                row, wishes = train_step(job, strategy, batches, step, (job.stop.is_set(), job.writer.failed))
-            (stop, failed), done, last = wishes, step + 1, step + 1 == train.steps
+                row, wishes = train_step(job, strategy, batches, step, lambda asked=asked: (*asked, left_out.news))
+            (stop, failed, damaged), done, last = wishes, step + 1, step + 1 == train.steps
             row["time"] = {"step_s": time.perf_counter() - clock, **waiting.taken(), "save_s": stalled}
-            row |= {"damaged": waiting.damaged} if waiting.damaged else {}
             if train.validate_crops and (last or train.validate_every and done % train.validate_every == 0):
                 _validate(job, strategy, holdout, row)
+                damaged = True  # or may be, of those held out
+            if damaged:
+                left_out.unite()
+            row |= {"damaged": len(job.damaged)} if job.damaged else {}
             job.log.row(row)
             if failed:
                 saving.settle(job)
@@ -124,9 +130,11 @@ def _run(job: Job, strategy: Strategy, first: int, stream, holdout) -> bool | Ve
                 stalled = saving.save(job, strategy, done)
             if stop and not last:
                 saving.settle(job)
+                left_out.say()
                 job.log.say(f"stopped by a signal after {done} steps; the same command goes on from here")
                 return True
     saving.settle(job)
+    left_out.say()
     return False
 
 

@@ -143,7 +143,7 @@ def _again(
     for step in steps:
         if step in job.health.passed:
             continue
-        row, _ = train_step(job, strategy, batches, step, (False, False))
+        row, _ = train_step(job, strategy, batches, step, lambda: ())
         if step in rows:
             same.append(all(row.get(key) == rows[step].get(key) for key in ("loss", "total", "grad_norm", "skipped")))
             if not same[-1]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -72,9 +72,11 @@ class _Tally:
 
 
 def train_step(
-    job: Job, strategy: Strategy, batches: Iterator[Batch], step: int, wishes: tuple[bool, ...]
+    job: Job, strategy: Strategy, batches: Iterator[Batch], step: int, wishes: Callable[[], tuple[bool, ...]]
 ) -> tuple[dict[str, Any], tuple[bool, ...]]:
     """Take the step's micro-batches and update once: (row of metrics, whether some rank has each of ``wishes``).
+
+    wishes: asked when the step's micro-batches are done.
 
     Everything that follows a schedule is a function of t = step / steps alone. Where an input, a loss or the gradient
     is not finite on any rank, no rank updates anything, and the row has "skipped", a sentence.
@@ -92,7 +94,7 @@ def train_step(
         strategy.backward(_poisoned(torch.stack(list(output.losses.values())).sum(), fine))
         tally.add(replace(output, gauges=output.gauges | equal_views(batch)), fine)
     job.watch.at(step, "reduce")
-    means, faults, wishes = tally.reduced(job.here, wishes)
+    means, faults, wished = tally.reduced(job.here, wishes())
     job.watch.at(step, "update")
     lr, decay = rates(job.optim, t)
     norm, momentum = strategy.step(lr, decay, t).item(), None
@@ -107,7 +109,7 @@ def train_step(
     if faults or not math.isfinite(norm):
         _put_back(buffers)
         row = {**finite(row), "skipped": f"not finite: {', '.join(faults or ['the gradient'])}"}
-    return row, wishes
+    return row, wished
 
 
 def usable(batch: Batch) -> tuple[Batch, Tensor]:

@@ -1,14 +1,19 @@
 """Preparing that is killed, over a damaged store, on a disk that fails: nothing is lost, the next run repairs."""
 
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 from scans import ct, nifti
 
+from medfast.__main__ import main
+from medfast.data.files import WriteFailed, append, write_durably
 from medfast.data.prepare import prepare
 from medfast.data.store import DataError, Store, verify
 
@@ -94,12 +99,54 @@ def test_a_damaged_description_stops_the_writer(tmp_path):
         prepare(folder, store, progress=False)
 
 
-def test_a_failing_disk_stops_the_run(tmp_path, monkeypatch):
-    good(tmp_path / "input", "a.nii.gz")
+@contextmanager
+def largest_file(size):
+    """Real failures of writing, as on a full disk, of files larger than ``size`` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    def full(file, content):
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("medfast.data.prepare.write_durably", full)
-    with pytest.raises(OSError, match="No space"):
-        prepare(tmp_path / "input", tmp_path / "store", max_bad=1, progress=False)
+def names(store):
+    return sorted(str(file.relative_to(store)) for file in store.rglob("*") if file.is_file())
+
+
+def test_a_full_disk_stops_the_run_by_name_and_leaves_nothing_half_written(tmp_path, capsys):
+    folder, store = tmp_path / "input", tmp_path / "store"
+    good(folder, "a.nii.gz")
+    with largest_file(4096):
+        code = main(["data", "prepare", str(folder), "--store", str(store), "--max-bad", "1", "--jobs", "1"])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert code == 74 and re.search(r"store/\.tmp/0\.volumes could not be written: File too large; it takes "
+                                    r"0\.\d MB, \d+\.\d MB are free there", said)  # fmt: skip
+    assert names(store) == [".lock", "STORE.json"]
+    assert prepare(folder, store, progress=False).new == 1 and verify(Store(store)) == 1
+
+
+def test_no_half_of_a_file_is_left(tmp_path):
+    with largest_file(100), pytest.raises(WriteFailed, match="half could not be written: File too large"):
+        write_durably(tmp_path / "half", bytes(1000))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_volume_whose_line_finds_no_room_is_not_left_behind(tmp_path, monkeypatch):
+    folder, store = tmp_path / "input", tmp_path / "store"
+    good(folder, "a.nii.gz")
+    prepare(folder, store, progress=False)
+    before = names(store)
+    good(folder, "b.nii.gz", seed=1)
+
+    def full(file, row):
+        with largest_file(file.stat().st_size + 20):
+            append(file, row)
+
+    monkeypatch.setattr("medfast.data.ledger.append", full)
+    index = (store / "index.jsonl").read_bytes()
+    with pytest.raises(WriteFailed, match=r"index\.jsonl could not be written: File too large"):
+        prepare(folder, store, progress=False)
+    assert (store / "index.jsonl").read_bytes() == index and names(store) == before and verify(Store(store)) == 1
+    monkeypatch.undo()
+    assert prepare(folder, store, progress=False).new == 1 and verify(Store(store)) == 2

@@ -1,5 +1,6 @@
 """What goes wrong in workers reaches the one who waits: damage, with or without a budget, death, standstill."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -129,18 +130,19 @@ def test_threads_end_with_their_owner_and_errors_arrive():
         closed.submit(int)
 
 
-def test_dali_takes_boxes_from_processes_and_names_one_that_is_killed(store):
+def test_dali_takes_boxes_from_processes_and_names_one_that_is_killed(store, capfd):
     pytest.importorskip("nvidia.dali")
-    changes = {"cutout": True, "flip": True, "zoom": [0.8, 1.0], "skip": 1,
+    changes = {"cutout": True, "flip": True, "zoom": [0.8, 1.0], "skip": 2,
                "intensity": {"noise": {"p": 1.0}, "gain": {"p": 1.0}}}  # fmt: skip
     names = opened(store).volumes
-    spoil(store, names[1])
+    spoil(store, names[1], names[2])  # neighbours: what is drawn first stands two places before what comes
     ours = opened(store, 0, executor="dali", **changes)
     stream = opened(store, 2, executor="dali", patience=600.0, **changes)
     batches = stream.run(schedule(40))
     for step in range(4):
         assert same(next(batches), ours.batch(step, range(6))), "processes and threads give the same bits"
-    assert list(stream.damaged) == [names[1]] and stream.seconds()["read"] > 0
+    assert stream.damaged == ours.damaged and sorted(ours.damaged) == names[1:3] and stream.seconds()["read"] > 0
+    assert capfd.readouterr().err.count(f"volume {names[2]} is not what was written") == 2, "once from each stream"
     pids = [process.pid for process in stream._processes]
     assert len(set(pids)) == 2 and os.getpid() not in pids
     os.kill(pids[1], signal.SIGKILL)
@@ -150,8 +152,24 @@ def test_dali_takes_boxes_from_processes_and_names_one_that_is_killed(store):
     stream.close()
 
 
+def test_damage_that_a_process_of_dali_meets_is_the_same_error_and_leaves_no_process(store):
+    pytest.importorskip("nvidia.dali")
+    names = opened(store).volumes
+    spoil(store, names[1], names[2])
+    said = []
+    for executor in ("torch", "dali"):
+        stream = opened(store, 1, executor=executor, skip=1, patience=600.0)
+        with pytest.raises(DataError, match=r"SHA-256 .*1 damaged volumes may be left out \(data.skip\)") as caught:
+            list(stream.run(schedule(3)))
+        said.append(str(caught.value))
+        processes = stream._processes
+        stream.close()  # while the error still holds on to the pipeline
+        assert not any(process.is_alive() for process in processes)
+    assert said[0] == said[1] and processes and not multiprocessing.active_children()
+
+
 @pytest.mark.slow
-def test_a_process_that_stands_still_and_one_out_of_budget_are_reported(store):
+def test_a_process_that_stands_still_is_reported(store):
     pytest.importorskip("nvidia.dali")
     stream = opened(store, 1, executor="dali", patience=600.0)
     batches = stream.run(schedule(40))

@@ -7,7 +7,17 @@ from medfast.architectures import BACKBONES
 from medfast.evaluation.gauges import gauges_of, recentre, shuffled, uniform_losses
 from medfast.objectives import MASKS, OBJECTIVES
 from medfast.objectives.attention import head_entropies
-from medfast.objectives.gauges import collapse_gauges, effective_rank, position_similarity, prototype_entropy, watched
+from medfast.objectives.gauges import (
+    ROWS,
+    collapse_gauges,
+    effective_rank,
+    gathered,
+    information_within,
+    position_similarity,
+    prototype_entropy,
+    variance_within,
+    watched,
+)
 from medfast.types import Batch, Objective, Output, Teacher
 from medfast_kernels import Key
 
@@ -68,7 +78,7 @@ class Tokens(Objective):
 def test_references_stand_beside_the_value():
     rows = torch.cat([torch.eye(6), 2 * torch.eye(6)])
     batch = Batch((rows,), None, Key(0, 0))
-    found = gauges_of(Tokens(), batch, 0.5)
+    found = gauges_of(Tokens(), [batch], 0.5)
     assert set(found) == {"rank_student", "rank_teacher", "entropy_used", "entropy_each", "information"}
     rank = found["rank_student"]
     assert (rank.collapsed, rank.ceiling) == (1, 6)
@@ -77,7 +87,7 @@ def test_references_stand_beside_the_value():
     assert found["entropy_used"].ceiling == pytest.approx(math.log(6))
     assert found["entropy_used"].collapsed == found["information"].collapsed == 0
     assert found["information"].value == pytest.approx(found["entropy_used"].value - found["entropy_each"].value)
-    assert gauges_of(Objective(), batch, 0.5) == {}
+    assert gauges_of(Objective(), [batch], 0.5) == {}
 
 
 def test_shuffling_keeps_each_tensors_numbers_and_leaves_the_model_alone():
@@ -98,14 +108,14 @@ def smart():
                                  sa_heads=4)  # fmt: skip
     objective = OBJECTIVES["smart"](backbone, MASKS["attention"](0.7, 0.1), prototypes=64, head_widths=(32, 32, 16))
     batch = Batch(tuple(torch.rand(2, 1, 32, 32, 32) for _ in range(2)), None, Key(0, 0, torch.arange(2)))
-    recentre(objective, batch, 0.5)
+    recentre(objective, [batch], 0.5)
     return objective, batch
 
 
 def test_an_untrained_model_reads_about_what_random_reads(smart):
     objective, batch = smart
     centres = [x.clone() for x in objective.centres.buffers()]
-    found = gauges_of(objective, batch, 0.5)
+    found = gauges_of(objective, [batch], 0.5)
     # with another model's centres both are at least 1.3 too low; two drawings of this small model differ by less
     assert found["entropy_used"].random == pytest.approx(found["entropy_used"].value, abs=0.6)
     assert found["entropy_each"].random == pytest.approx(found["entropy_each"].value, abs=1.0)
@@ -114,15 +124,14 @@ def test_an_untrained_model_reads_about_what_random_reads(smart):
 
 def test_gauges_are_taken_at_the_time_given(smart):
     objective, batch = smart  # the teacher is sharper before t = 0.0375
-    early, late = (gauges_of(objective, batch, t)["entropy_each"] for t in (0.0, 0.9))
+    early, late = (gauges_of(objective, [batch], t)["entropy_each"] for t in (0.0, 0.9))
     assert early.value < late.value and early.random < late.random
 
 
 def test_information_is_no_more_than_which_row_it_is(smart):
     objective, batch = smart
-    found = gauges_of(objective, batch, 0.5)["information"]
-    rows = len(objective.tokens(batch, 0.5)["prototypes"])
-    assert found.ceiling == pytest.approx(math.log(min(rows, 64))) and rows < 64
+    found, rows = gauges_of(objective, [batch], 0.5), len(objective.tokens(batch, 0.5)["prototypes"])
+    assert found["information"].ceiling == pytest.approx(math.log(min(rows, 64))) and rows < 64
 
 
 def test_uniform_losses_are_what_a_uniform_student_costs(smart):
@@ -136,7 +145,49 @@ def test_uniform_losses_are_what_a_uniform_student_costs(smart):
 
 
 def test_names_follow_what_tokens_offer():
-    assert set(collapse_gauges({"student": torch.eye(3)})) == {"rank_student"}
+    assert set(collapse_gauges({"student": torch.eye(3)})) == {"rank_student", "rows"}
+    assert collapse_gauges({}) == {}
+
+
+def test_information_is_what_tells_the_crop_and_what_tells_the_place_in_it():
+    crops = torch.arange(3).repeat_interleave(torch.tensor([8, 9, 10]))
+    told = torch.eye(3)[crops]  # one prototype per crop
+    used, each = prototype_entropy(told)
+    assert used - each > 1.0 and information_within(told, crops).item() == pytest.approx(0)
+    turn = torch.eye(2)[torch.arange(27) % 2]
+    assert information_within(turn[:16], torch.arange(16) // 8).item() == pytest.approx(math.log(2))  # places alone
+    p = torch.randn(27, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64).mul(2).softmax(1)
+    between = prototype_entropy(torch.stack([p[crops == i].mean(0) for i in crops]))  # crops by their mean distribution
+    used, each = prototype_entropy(p)
+    assert information_within(p, crops).item() == pytest.approx((used - each - (between[0] - between[1])).item())
+    assert "information_within" in collapse_gauges({"prototypes": p, "crops": crops})
+    assert "information_within" not in collapse_gauges({"prototypes": p[:23], "crops": torch.arange(23) // 8})
+
+
+def test_variance_is_among_tokens_of_a_crop_and_between_crops():
+    generator = torch.Generator().manual_seed(0)
+    token, crop = (torch.randn(shape, generator=generator) for shape in ((2, 5, 400, 30), (2, 5, 1, 30)))
+    shared = 100 * torch.randn(1, 1, 1, 30, generator=generator)
+    assert variance_within(shared + crop.expand(2, 5, 400, 30)).item() == pytest.approx(0, abs=1e-9)
+    assert variance_within(shared + token - token.mean(2, keepdim=True)).item() == pytest.approx(1)
+    assert variance_within(shared + token + crop).item() == pytest.approx(1 / (1 + 4 / 5), abs=0.05)  # 5 crops, 4 free
+    assert all(math.isnan(variance_within(x).item()) for x in (token[:, :1], token[:, :, :1], torch.ones(1, 2, 3, 4)))
+
+
+def test_rows_are_gathered_crop_after_crop_until_there_are_enough():
+    class Images(Objective):
+        def tokens(self, batch, t=0.0):
+            return {"prototypes": batch.views[0], "crops": torch.tensor([0, 0, 1]), "student": torch.ones(ROWS, 2)}
+
+    read = []
+    batches = (read.append(i) or Batch((torch.full((3, 5), float(i)),), None, Key(0, i)) for i in range(99))
+    found, used = gathered(Images(), batches, 0.0)
+    assert len(read) == used == -(-ROWS // 3) and len(found["student"]) == ROWS
+    assert torch.equal(found["prototypes"][:, 0], torch.arange(used).repeat_interleave(3))
+    assert found["crops"][:6].tolist() == [0, 0, 1, 2, 2, 3] and found["crops"].max() == 2 * used - 1
+    assert collapse_gauges(found)["rows"] == ROWS
+    few, used = gathered(Images(), [Batch((torch.ones(3, 5),), None, Key(0, 0))], 0.0)
+    assert used == 1 and collapse_gauges(few)["rows"] == 3
 
 
 def test_position_similarity_is_1_for_places_and_0_for_contents():
@@ -183,9 +234,10 @@ def test_every_kind_of_windowed_attention_tells_its_heads():
 
 def test_a_model_is_watched_where_it_has_something_to_show(smart):
     objective, batch = smart
-    found = watched(objective, batch, 0.5)
+    found = watched(objective, [batch], 0.5)
     assert {"rank_student", "information", "head_entropy", "head_entropy_spread", "teacher_norm"} <= set(found)
+    assert 0.0 < found["variance_within"] < 1.0 and found["rows"] == len(objective.tokens(batch, 0.5)["student"])
     assert -1.0 <= found["position_similarity"] <= 1.0
     norm = sum(x.double().square().sum() for x in objective.teacher.state().values()).sqrt()
     assert found["teacher_norm"].item() == pytest.approx(norm.item())
-    assert watched(Objective(), batch, 0.5) == {}
+    assert watched(Objective(), [batch], 0.5) == {}

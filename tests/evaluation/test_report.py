@@ -110,6 +110,7 @@ def test_references_are_measured_on_the_crops_masks_and_time_of_the_logged_gauge
 
     objective, train = Clocked(), Train(steps=4, validate_crops=3)
     _, logged = validate(objective, stream, train, 2 / 4, World(0, 1, torch.device("cpu")))
+    assert logged.pop("rows") == 2 * 3  # images: two views of each crop
     seen = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sections, "collapse", lambda rows, measured: seen.update(measured) or "")

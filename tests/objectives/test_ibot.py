@@ -157,7 +157,7 @@ def test_gradients_reach_every_parameter_and_weights_0_remove_terms(tiny, name, 
     expected = {"backbone.patch"} if "image" in off else set()
     assert idle == (expected if reads_last else {*expected, "backbone.second"})
     o.absorb(out.sums)
-    assert set(o.tokens(batch)) == {"student", "teacher", "prototypes"}
+    assert set(o.tokens(batch)) == {"student", "teacher", "prototypes", *["crops"] * ("patch" in out.losses)}
 
 
 def test_teacher_starts_as_the_student_and_follows_the_global_step(tiny):

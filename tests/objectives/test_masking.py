@@ -8,6 +8,7 @@ from medfast.objectives.masking import (
     AttentionMask,
     RandomMask,
     count_of,
+    hidden_rows,
     hidden_tokens,
     hidden_voxels,
     random_cells,
@@ -96,6 +97,11 @@ def test_hidden_tokens_are_gathered_or_weighted():
     assert torch.equal(few[1], tokens[1][known.where[1].flatten()]) and torch.equal(ones, torch.ones(2, 3))
     every, weight = hidden_tokens(tokens, Mask(known.where))
     assert torch.equal(every, tokens) and torch.equal(weight.bool(), known.where.flatten(1))
+    uneven = known.where.clone()
+    uneven[0] = False
+    for mask, crops in ((known, [0, 0, 0, 1, 1, 1]), (Mask(known.where), [0, 0, 0, 1, 1, 1]), (Mask(uneven), [1] * 3)):
+        rows, crop = hidden_rows(tokens, mask)
+        assert crop.tolist() == crops and torch.equal(rows, tokens[mask.where.flatten(1)])
 
 
 def test_a_cell_covers_its_voxels_and_the_last_one_is_cut():

@@ -178,7 +178,7 @@ def test_gradients_reach_every_parameter_and_weights_0_remove_terms(tiny, settin
     o.absorb(out.sums)
     shown, tokens = o.picture(tiny.batch(2)), o.tokens(tiny.batch(2))
     assert ("reconstruction" in shown) == ("amip" in out.losses) and ("drop" in shown) == ("fill" in teacher)
-    assert ("prototypes" in tokens) == bool(out.sums)
+    assert ("prototypes" in tokens) == bool(out.sums) and ("crops" in tokens) == ("ampd" in out.losses)
 
 
 def test_tokens_are_those_that_patch_distillation_compares(tiny):
@@ -186,6 +186,7 @@ def test_tokens_are_those_that_patch_distillation_compares(tiny):
     tokens, hidden = o.tokens(batch, t=0.25), 2 * 2 * (int(0.7 * 64) - int(0.1 * 64))
     assert tokens["student"].shape == tokens["teacher"].shape == (hidden, 8)
     assert tokens["prototypes"].shape == (hidden, 10)
+    assert torch.equal(tokens["crops"], torch.arange(4).repeat_interleave(hidden // 4))
     torch.testing.assert_close(tokens["prototypes"].sum(1), torch.ones(hidden, dtype=torch.float64))
     mean = tokens["prototypes"].mean(0)
     torch.testing.assert_close(o(batch, T).gauges["entropy_ampd"], -(mean * mean.log()).sum())

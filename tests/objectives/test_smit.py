@@ -81,7 +81,8 @@ def test_gradients_reach_every_parameter_and_weights_0_remove_terms(tiny, off):
     # without reconstruction nothing reads the stages behind the distilled one
     assert idle == ([] if "recon" in out.losses else ["backbone.second.weight", "backbone.second.bias"])
     o.absorb(out.sums)
-    assert ("prototypes" in o.tokens(tiny.batch(2))) == bool(out.sums)
+    found = o.tokens(tiny.batch(2))
+    assert ("prototypes" in found) == bool(out.sums) and ("crops" in found) == ("patch" in out.losses)
     assert ("reconstruction" in o.picture(tiny.batch(2))) == ("recon" in out.losses)
 
 

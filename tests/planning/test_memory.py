@@ -91,9 +91,11 @@ def test_what_a_stage_holds():
     one = state(seen, zero, ((100,),), 4, 1)
     assert (one.parameters, one.gradients, one.optimizer, one.buckets) == (520, 400, 200, 200)
     three = state(seen, zero, ((100,),), 4, 3)
-    assert (three.parameters, three.gradients, three.optimizer, three.teacher) == (220, 100, 200, 100)
+    assert (three.parameters, three.gradients, three.optimizer, three.teacher) == (620, 100, 200, 100)
+    zero["deepspeed"]["zero_optimization"]["stage3_param_persistence_threshold"] = 40
+    assert state(seen, zero, ((60, 40),), 4, 3).parameters == 220 + 160
     zero["deepspeed"]["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
-    assert state(seen, zero, ((100,),), 4, 3).parameters == 120
+    assert state(seen, zero, ((60, 40),), 4, 3).parameters == 120 + 160
 
 
 def test_the_allocator_agrees():
@@ -131,6 +133,14 @@ def test_a_plan_takes_smaller_micro_batches_before_it_gives_up(planned):
     small = type(tight)(tight.name, type(tight.gpu)(1.6e9, *list(vars(tight.gpu).values())[1:]), 1, 2, tight.network)
     none = make(lambda: configuration.build(config), config, small)
     assert none.micro is None and "backbone.checkpoint=true" in advice(none)
+
+
+def test_stage_3_has_room_for_its_gradients_all_the_time():
+    config = configuration.load(SMART, "train.batch=4", "train.micro=1", tiny=True)
+    plan = make(lambda: configuration.build(config), config, cluster("2xA100-80"))
+    last = plan.rows[3]
+    assert plan.micro_batches == 2 and last.working == plan.seen.trained + plan.seen.peak
+    assert last.peak == last.held.total + last.working
 
 
 @pytest.mark.parametrize("gpus", ["8", "8xA100", "0xA100-80", "12xA100-80", "0x8xA100-80", "x"])

@@ -1,20 +1,25 @@
 """Planted failures set the alarms off; healthy runs, from their first step on, do not."""
 
+import math
+from collections import Counter
 from dataclasses import replace
+from itertools import combinations_with_replacement
 
 import pytest
 import tiny_task
-from collapse_runs import batch, simprot, smart, train, volumes
+import torch
+from collapse_runs import batch, mst, simprot, smart, train, volumes
 from tiny_task import Memory
 
 from medfast.__main__ import _exit_code
-from medfast.objectives.gauges import equal_views
+from medfast.objectives.gauges import equal_views, prototype_entropy
 from medfast.training import Diverged, collapse, pretrain
 from medfast.training.alarms import Alarms
 
 SEEDS, EVERY = (0, 1, 2), 10
-STEPS, RATE = {smart: 80, simprot: 100}, {smart: 1e-3, simprot: 3e-3}
-NAMES = ("collapse", "position_collapse", "equal_views", "idle_teacher")
+STEPS, RATE = {smart: 80, simprot: 100, mst: 60}, {smart: 1e-3, simprot: 3e-3, mst: 1e-3}
+CROPS = {smart: 2, simprot: 2, mst: 8}  # for 16 rows at least: MST distils images, of which a crop has two
+NAMES = ("collapse", "crop_collapse", "position_collapse", "equal_views", "idle_teacher")
 
 
 def judged(rows, **most):
@@ -27,11 +32,13 @@ def judged(rows, **most):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("build", [smart, simprot])
+@pytest.mark.parametrize("build", [smart, simprot, mst])
 def test_healthy_runs_are_quiet(build, seed):
-    rows = train(build(seed), STEPS[build], EVERY, RATE[build], seed)
+    rows = train(build(seed), STEPS[build], EVERY, RATE[build], seed, crops=CROPS[build])
     assert judged(rows) == {}
-    assert rows[-1]["gauge"].keys() > {"rank_student", "position_similarity", "head_entropy", "equal_views"}
+    gauges = rows[-1]["gauge"]
+    assert gauges.keys() > {"rank_student", "position_similarity", "variance_within", "head_entropy", "equal_views"}
+    assert gauges["rows"] >= collapse.LEAST and gauges["variance_within"] > 0.5
 
 
 @pytest.mark.parametrize("plant, alarm", [
@@ -42,12 +49,20 @@ def test_a_planted_failure_of_distillation_is_heard(plant, alarm):
     assert judged(rows)[alarm] == ["warn", "checkpoint", "stop"]
 
 
+def test_one_token_per_crop_is_heard():
+    rows = train(smart(0), 3 * EVERY, EVERY, RATE[smart], plant="one token")
+    assert judged(rows) == {"crop_collapse": ["warn", "checkpoint", "stop"]}
+    gauges = rows[-1]["gauge"]
+    assert abs(gauges["information_within"]) < 1e-6 < gauges["information"]
+
+
 def test_tokens_that_are_not_turned_back_collapse_by_position():
     rows = train(simprot(0, restore=False), STEPS[simprot], EVERY, RATE[simprot])
     assert judged(rows)["position_collapse"] == ["warn", "checkpoint", "stop"]
 
 
 def row(step, momentum=0.9, **gauge):
+    gauge = {"rows": 64, **gauge} if gauge else {}
     return {"step": step, "total": 1.0, "momentum": momentum, "gauge": gauge}
 
 
@@ -81,6 +96,38 @@ def test_each_way_to_collapse_has_its_sentence(gauges, words):
 def test_prototypes_that_never_told_anything_are_no_collapse():
     alarm = collapse.collapse()
     assert [alarm(row(i, entropy_used=4.0, information=x)) for i, x in enumerate((0.001, 0.002, 0.0005))] == [None] * 3
+
+
+@pytest.mark.parametrize("gauges, words", [
+    ({"variance_within": 0.01, "information": 1.0, "information_within": 0.5}, "1.00% of the variance"),
+    ({"variance_within": 0.6, "information": 1.0, "information_within": 0.01}, "1 nats, of which 0.01 within"),
+    ({"variance_within": 0.6, "information": 1.0, "information_within": 0.03}, None),
+    ({"variance_within": 0.03}, None), ({"information": 1.0}, None),
+])  # fmt: skip
+def test_crops_that_are_one_have_their_sentences(gauges, words):
+    said = collapse.crop_collapse()(row(0, **gauges))
+    assert said is None if words is None else words in said.words
+
+
+def test_too_few_rows_are_no_evidence():
+    sick = {"rank_student": 1.0, "entropy_used": 0.0, "information": 0.0}
+    few, enough = (collapse.collapse()(row(0, **sick, rows=n)) for n in (collapse.LEAST - 1, collapse.LEAST))
+    assert few is None and enough.action == "warn"
+
+
+def test_as_many_rows_as_are_asked_for_are_seldom_alike():
+    """Of four prototypes, each as likely: how often crops, of which each has one, read as one prototype for all."""
+
+    def chance(crops):
+        found = 0.0
+        for drawn in combinations_with_replacement(range(4), crops):
+            used, _ = prototype_entropy(torch.eye(4)[list(drawn)])
+            ways = math.factorial(crops) / math.prod(map(math.factorial, Counter(drawn).values()))
+            found += ways / 4**crops * (used.item() < collapse.USED)
+        return found
+
+    assert chance(2) == 0.25
+    assert chance(collapse.LEAST // 2) == pytest.approx(1 / 655, rel=0.01)  # two views: half as many crops as rows
 
 
 def test_a_teacher_that_hardly_may_move_is_not_idle():

@@ -46,8 +46,13 @@ def test_sharded_gradients_that_are_not_finite_change_nothing(stage, folder):
     assert not task.same(task.tensors(run, 6), task.tensors(run, 7))
 
 
-def test_two_ranks_roll_back_to_what_one_rolls_back_to(folder, tmp_path):
-    troubled.run(tmp_path, **troubled.SPIKE, train__alarms={"loss_spike": "rollback"})
-    rows = task.rows(folder / "rolled")
+@pytest.mark.parametrize("stage", [2, 3])
+def test_two_ranks_roll_back_to_what_one_rolls_back_to(stage, folder, tmp_path):
+    """At stage 3 a second engine cuts what the first has given back, and validation has the whole student of it."""
+    spiked = {**troubled.SPIKE, "train__validate_crops": 3, "train__validate_every": 6}
+    troubled.run(tmp_path, **spiked, train__alarms={"loss_spike": "rollback"})
+    rows, alone = task.rows(folder / f"rolled{stage}"), task.rows(tmp_path)
     assert [row["step"] for row in rows if "skipped" in row] == [40, 41, 42]
-    assert task.drift(rows[43:], task.rows(tmp_path)[43:]) < 1e-5
+    assert task.drift(rows[43:], alone[43:]) < 1e-5
+    held_out, its = rows[-1]["validation"], alone[-1]["validation"]
+    assert held_out == pytest.approx(its, rel=1e-5)
