@@ -95,7 +95,7 @@ def _add_check(commands) -> None:
                        ("ablations", "known directions of the papers' ablations")):  # fmt: skip
         verb = verbs.add_parser(name, help=told)
         verb.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-        verb.add_argument("--steps", type=int, help="of every run, instead of as many as take about 20 s")
+        verb.add_argument("--steps", type=int, help="of every run, instead of as many as docs/learning.md says")
         verb.add_argument("--out", type=Path, default=Path("runs/check"), help="store, runs, tables (runs/check)")
         verb.add_argument("--page", type=Path, help="a Markdown file that gets the table too, e.g. docs/learning.md")
         if name == "learn":

@@ -48,12 +48,11 @@ BENCH = (
     "train.keep_last=1", "optim.lr=1e-3", "optim.min_lr=0", "optim.warmup=0.1", "optim.weight_decay=[0.04, 0.04]",
     "optim.clip={kind: global, max: 1.0}", "optim.frozen=null", "data.workers=0", "data.holdout=0.34",
 )  # fmt: skip
-# Steps that take about 20 s on a quiet core; other presets take as many as SMART.
+# Steps that take 15 to 25 s on a quiet core, SMART, DAGMaN and SMIT four times that: in 30 steps they fall below random.
 STEPS = {
-    "rcr": 20, "swinfuse": 12, "simmim": 80, "attmask": 600, "mae": 600, "moco_v3": 600, "mst": 120, "sdda_mae": 600,
+    "smart": 120, "dagman": 120, "smit": 120, "ibot": 30, "ibot_smart": 30, "rcr": 20, "swinfuse": 12, "simmim": 80, "attmask": 600, "mae": 600, "moco_v3": 600, "mst": 120, "sdda_mae": 600,
     "simclr": 80, "byol": 80, "simprot": 80, "simprot_w": 80, "btrot": 80,
 }  # fmt: skip
-SMART_STEPS = 30
 
 
 class Case(NamedTuple):
@@ -91,7 +90,7 @@ def learn(
 ) -> str:  # fmt: skip
     """The table of what each objective learns, in Markdown; also ``out/learn.md``, and between the marks of ``page``.
 
-    steps: of every run, instead of as many as take about 20 s. ValueError for an objective that there is not, or a page
+    steps: of every run, instead of ``STEPS``. ValueError for an objective that there is not, or a page
     without marks.
     """
     chosen = list(LEARN if objectives is None else objectives)
@@ -163,7 +162,7 @@ def _store(out: Path) -> Path:
 
 def _config(case: Case, seed: int, store: Path, steps: int | None) -> dict[str, Any]:
     overrides = (*BENCH, f"train.seed={seed}", f"data.store={store}", *case.overrides)
-    steps = STEPS.get(case.preset, SMART_STEPS) if steps is None else steps
+    steps = STEPS[case.preset] if steps is None else steps
     return configuration.load(CONFIGS / f"{case.preset}.yaml", *overrides, tiny=True, steps=steps)
 
 
