@@ -51,7 +51,8 @@ BENCH = (
 # Steps that take 15 to 25 s on a quiet core; SMART, DAGMaN and SMIT four times that: in 30 steps they only unlearn.
 STEPS = {
     "smart": 120, "dagman": 120, "smit": 120, "ibot": 30, "ibot_smart": 30, "rcr": 20, "swinfuse": 12, "simmim": 80,
-    "attmask": 600, "mae": 600, "moco_v3": 600, "mst": 120, "sdda_mae": 600, "simclr": 80, "byol": 80, "simprot": 80, "simprot_w": 80, "btrot": 80,
+    "attmask": 600, "mae": 600, "moco_v3": 600, "mst": 120, "sdda_mae": 600,
+    "simclr": 80, "byol": 80, "simprot": 80, "simprot_w": 80, "btrot": 80,
 }  # fmt: skip
 
 
