@@ -19,7 +19,6 @@ from medfast_kernels._triton import window, window_launch
 BUDGETS = Path(__file__).with_name("budgets.json")
 GOAL = {"forward": 11.0, "backward": 26.0}  # instructions per score of a window of 4^3, 16 bits
 SHIFTED = 1.1  # what address arithmetic and a branch add per score of shifted windows, their mask apart
-FEW = {("dim 32, shift 2", "backward"): 16}  # bytes, of the mask that windows at the edge need (benchmarks/NOTES.md)
 SLACK = 1.05
 HELD = ("forward", "backward", "backward_queries", "backward_keys", "backward_bias")
 
@@ -101,7 +100,13 @@ def test_the_budgets_are_within_the_goal(case):
     for name, archs in json.loads(BUDGETS.read_text())["window_attention"][case].items():
         for held in archs.values():
             assert held["hot"] <= GOAL[name] + (0 if case.endswith("shift 0") else SHIFTED)
-            assert held.get("spills", 0) <= FEW.get((case, name), 0) and "no tensor core" not in held
+            assert "no tensor core" not in held
+
+
+def test_no_budget_allows_a_spill():
+    for case, kernels in json.loads(BUDGETS.read_text())["window_attention"].items():
+        for name, archs in kernels.items():
+            assert not any("spills" in held for held in archs.values()), f"{name}, {case}: {archs}"
 
 
 if __name__ == "__main__":

@@ -75,31 +75,48 @@ def forward(out, qkv, bias, scale, pad_value, keep, strides, geo, draw, step, wi
 
 
 @triton.jit
-def differentiate(q, k, v, grad_out, start, factor, sign, magnitude, draw, b, z, y, x, head, geo, MODE: tl.constexpr):
-    """Gradients of q, k, v (tiles), of the scores (the bias) and of the scale (a number), of one window and head."""
+def put(rows, PART: tl.constexpr, grad, mask, MODE: tl.constexpr):
+    """Stores the gradient of q, k or v (part 0, 1, 2); ``rows`` is where that of q lies."""
+    tl.store(rows + PART * (MODE.heads * MODE.dim), grad.to(rows.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def differentiate(
+    rows, mask, q, k, v, grad_out, start, factor, sign, magnitude, draw, b, z, y, x, head, geo, MODE: tl.constexpr
+):
+    """Gradients of k, v, the scores (the bias) and the scale (a number), of one window and head.
+
+    Those of q, k and v go to ``rows`` as soon as they are made: held to the end, they would spill other registers.
+    """
     low_q, unit_q, inverse_q = scored_query(q, sign, MODE)
     low_k, unit_k, inverse_k = scored_key(k, MODE)
     weight, share = weigh(low_q, low_k, start, magnitude, z, y, x, geo, MODE)
     weight *= share[:, None]
-    grad_weight = tl.dot(grad_out, tl.trans(v), input_precision="ieee")
     used = weight
-    if MODE.drop:
+    if MODE.drop:  # the sign says which weights are dropped: no tile of its own has to wait for grad_weight
         n = tl.arange(0, MODE.tile)
-        stays = survivors(draw, b, z, y, x, head, n, n, geo, MODE)
-        used = tl.where(stays, weight / (1.0 - draw[2]), 0.0)
-        grad_weight = tl.where(stays, grad_weight / (1.0 - draw[2]), 0.0)
+        weight = tl.where(survivors(draw, b, z, y, x, head, n, n, geo, MODE), weight, -weight)
+        used = tl.maximum(weight, 0.0, propagate_nan=tl.PropagateNan.ALL) * (1.0 / (1.0 - draw[2]))
     grad_v = tl.dot(tl.trans(used.to(MODE.compute)), grad_out, input_precision="ieee")
-    grad_scores = weight * (grad_weight - tl.sum(weight * grad_weight, axis=1)[:, None])
+    put(rows, 2, grad_v, mask, MODE)
+    grad_weight = tl.dot(grad_out, tl.trans(v), input_precision="ieee")
+    if MODE.drop:
+        grad_weight *= used
+        grad_scores = grad_weight - tl.abs(weight) * tl.sum(grad_weight, axis=1)[:, None]
+    else:
+        grad_scores = weight * (grad_weight - tl.sum(weight * grad_weight, axis=1)[:, None])
     rounded = grad_scores.to(MODE.compute)
     grad_q = tl.dot(rounded, low_k, input_precision="ieee")
-    grad_k = tl.dot(tl.trans(rounded), low_q, input_precision="ieee")
     grad_scale = tl.sum(tl.sum(grad_q * unit_q, axis=1), axis=0) if MODE.scales else 0.0
     grad_q *= factor
-    grad_k *= magnitude * LN2
     if MODE.cosine:
         grad_q = through_norm(grad_q, unit_q, inverse_q)
+    put(rows, 0, grad_q, mask, MODE)
+    grad_k = tl.dot(tl.trans(rounded), low_q, input_precision="ieee") * (magnitude * LN2)
+    if MODE.cosine:
         grad_k = through_norm(grad_k, unit_k, inverse_k)
-    return grad_q, grad_k, grad_v, grad_scores, grad_scale
+    put(rows, 1, grad_k, mask, MODE)
+    return grad_k, grad_v, grad_scores, grad_scale
 
 
 @triton.jit
@@ -117,19 +134,19 @@ def backward(
     sum_k, sum_v = tl.full((MODE.width,), 0.0, tl.float32), tl.full((MODE.width,), 0.0, tl.float32)
     sum_scale = 0.0
     b, z, y, x = unravel(first, geo.counts)
-    for _ in range(first, windows, tl.num_programs(0) // MODE.heads):
+    # what the generator needs of each window would fill the registers if it was made before the loop
+    for _ in tl.range(first, windows, tl.num_programs(0) // MODE.heads, disable_licm=MODE.drop):
         here = tokens(n, z, y, x, geo, MODE)
         number, present = here[3], here[4]
         mask = channels(present, MODE)
-        grad_q = tl.full((MODE.tile, MODE.width), 0.0, tl.float32)
-        grad_k, grad_v = grad_q, grad_q
+        rows = token_rows(grad_qkv, b, number, head, geo, MODE, 3)
         if wanted(keep, b, MODE):
             q = read(qkv, strides, pad_value, b, here, head, 0, MODE)
             k = read(qkv, strides, pad_value, b, here, head, 1, MODE)
             v = read(qkv, strides, pad_value, b, here, head, 2, MODE)
             grad = tl.load(token_rows(grad_out, b, number, head, geo, MODE, 1), mask=mask, other=0.0).to(MODE.compute)
-            grad_q, grad_k, grad_v, grad_scores, of_scale = differentiate(
-                q, k, v, grad, start, factor, sign, magnitude, draw, b, z, y, x, head, geo, MODE
+            grad_k, grad_v, grad_scores, of_scale = differentiate(
+                rows, mask, q, k, v, grad, start, factor, sign, magnitude, draw, b, z, y, x, head, geo, MODE
             )
             if MODE.biased:
                 sum_bias += grad_scores
@@ -139,11 +156,11 @@ def backward(
                 pads = ((n < MODE.tokens) & ~present)[:, None]
                 sum_k += tl.sum(tl.where(pads, grad_k, 0.0), axis=0)
                 sum_v += tl.sum(tl.where(pads, grad_v, 0.0), axis=0)
-        at = token_rows(grad_qkv, b, number, head, geo, MODE, 3)
-        part = MODE.heads * MODE.dim
-        tl.store(at, grad_q.to(grad_qkv.dtype.element_ty), mask=mask)
-        tl.store(at + part, grad_k.to(grad_qkv.dtype.element_ty), mask=mask)
-        tl.store(at + 2 * part, grad_v.to(grad_qkv.dtype.element_ty), mask=mask)
+        else:
+            nothing = tl.full((MODE.tile, MODE.width), 0.0, tl.float32)
+            put(rows, 0, nothing, mask, MODE)
+            put(rows, 1, nothing, mask, MODE)
+            put(rows, 2, nothing, mask, MODE)
         b, z, y, x = advance(b, z, y, x, step, geo.counts)
     if MODE.biased:
         here = (n < MODE.tokens)[:, None] & (n < MODE.tokens)[None, :]
