@@ -46,6 +46,7 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 _LIBRARY = Path(__file__).with_name("_csrc.so")
 _OLDEST_TORCH = (2, 11)  # of the C++ library
+_OLDEST_TRITON = (3, 5)
 
 
 def _load() -> str | None:
@@ -98,7 +99,7 @@ def _why_no_triton(device: torch.device) -> str | None:
     if not _there("triton"):
         return "triton is not installed: pip install triton"
     if device.type == ("cpu" if interpreted() else "cuda"):
-        return None
+        return _why_triton_is_too_old()
     runs = "on CPU under TRITON_INTERPRET=1" if interpreted() else "on NVIDIA GPUs (on CPU: TRITON_INTERPRET=1)"
     return f"the Triton kernels run {runs}, the tensors are on {device.type}"
 
@@ -111,6 +112,15 @@ def interpreted() -> bool:
 @cache
 def _there(module: str) -> bool:
     return find_spec(module) is not None
+
+
+@cache
+def _why_triton_is_too_old() -> str | None:
+    """Older ones have neither ``triton.knobs`` nor loops that keep what they could hoist."""
+    version = import_module("triton").__version__
+    if tuple(int(part) for part in version.split(".")[:2]) >= _OLDEST_TRITON:
+        return None
+    return f"the Triton kernels need Triton {'.'.join(map(str, _OLDEST_TRITON))} or later, this is {version}"
 
 
 def built_with_cuda() -> bool:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -164,3 +165,14 @@ def test_the_table_names_every_operator_and_backend(capsys, monkeypatch):
         assert sum(said[operator, name] == "chosen" for name in _dispatch.BACKENDS) == 1
     assert said["attention_mask", "triton"] == "it has no triton kernel"
     assert said["class_attention", "cuda"] == "it has no cuda kernel"
+
+
+def test_a_triton_that_is_too_old_is_refused_by_its_version(monkeypatch):
+    monkeypatch.setattr(_dispatch, "import_module", lambda name: SimpleNamespace(__version__="3.4.0"))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    _dispatch._why_triton_is_too_old.cache_clear()
+    try:
+        why = _dispatch.why_not("window_attention", "triton", torch.device("cpu"))
+    finally:
+        _dispatch._why_triton_is_too_old.cache_clear()
+    assert why is not None and "Triton 3.5 or later, this is 3.4.0" in why
