@@ -18,7 +18,14 @@ def quick(tmp_path, monkeypatch):
     def run(config):
         made.append(config)
         gain = 0.0 if config["objective"]["name"] == "byol" else 0.1 + 0.01 * config["train"]["seed"]
-        return {"steps": config["train"]["steps"], "seconds": 1.0, "random": 0.4, "trained": 0.4 + gain, "measures": {}}
+        return {
+            "steps": config["train"]["steps"],
+            "seconds": 1.0,
+            "cpu_seconds": 1.0,
+            "random": 0.4,
+            "trained": 0.4 + gain,
+            "measures": {},
+        }
 
     monkeypatch.setattr(check, "run", run)
     monkeypatch.setattr(check, "_store", lambda out: out / "store")

@@ -1,6 +1,6 @@
 """Tables of ``medfast check``: rows of single runs in, verdicts over seeds out. Knows no model and runs nothing.
 
-A row: {"case", "seed", "steps", "seconds", "random", "trained": balanced accuracies of the probe before and after
+A row: {"case", "seed", "steps", "cpu_seconds", "random", "trained": balanced accuracies of the probe before and after
 training, "measures": name -> number after training}.
 """
 
@@ -55,7 +55,7 @@ class Direction:
 def learning_table(rows: Iterable[Row], cases: Mapping[str, str], seeds: Sequence[int]) -> str:
     """Markdown: a line per case. cases: name -> what it ran on. Seeds that are not there yet are said to be missing."""
     found = _by_case(rows)
-    lines = ["| objective | trained on | steps | s a seed | random | trained | difference | verdict |",
+    lines = ["| objective | trained on | steps | CPU s a seed | random | trained | difference | verdict |",
              "|---|---|--:|--:|--:|--:|--:|---|"]  # fmt: skip
     for name, note in cases.items():
         runs = [found[name, seed] for seed in seeds if (name, seed) in found]
@@ -63,7 +63,7 @@ def learning_table(rows: Iterable[Row], cases: Mapping[str, str], seeds: Sequenc
             lines.append(f"| `{name}` | {note} | | | | | | not run |")
             continue
         gain = Difference.of([(run["random"], run["trained"]) for run in runs])
-        cells = (f"`{name}`", note, runs[0]["steps"], f"{mean(run['seconds'] for run in runs):.0f}",
+        cells = (f"`{name}`", note, runs[0]["steps"], f"{mean(run['cpu_seconds'] for run in runs):.0f}",
                  f"{mean(run['random'] for run in runs):.3f}", f"{mean(run['trained'] for run in runs):.3f}", gain,
                  _verdict(gain, len(runs), len(seeds)))  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")

@@ -6,7 +6,7 @@ from medfast.evaluation.learning import Difference, Direction, ablations_table, 
 
 
 def row(case, seed, random, trained, **measures):
-    return {"case": case, "seed": seed, "steps": 5, "seconds": 2.0, "random": random, "trained": trained,
+    return {"case": case, "seed": seed, "steps": 5, "cpu_seconds": 2.0, "random": random, "trained": trained,
             "measures": measures}  # fmt: skip
 
 
