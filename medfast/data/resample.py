@@ -20,6 +20,7 @@ __all__ = ["AIR", "EXECUTORS", "KERNELS", "TOP", "grid", "new_affine", "resample
 
 AIR, TOP = -1024, 3071
 KERNELS = ("triangle", "area", "linear")
+BAND = 16  # new voxels whose weights are one dense block
 SLAB = 2**22  # voxels that are float at a time, so a worker stays small whatever the length of the scan
 
 
@@ -72,14 +73,39 @@ def resample_slabs(
     out = grid(shape, spacing, new)
     along = [weights(n, m, new / mm, kernel) for n, m, mm in zip(shape, out, spacing.tolist(), strict=True)]
     volume, start = torch.zeros(out), 0
+    rows, columns = _bands(along[1]), _bands(along[2])
     for slab in slabs:
-        planes = along[1] @ (torch.from_numpy(slab.astype(np.float32)) @ along[2].T)
+        planes = _planes(torch.from_numpy(slab), rows, columns, out[1:])
         share = along[0][:, start : start + len(slab)]
         touched = share.any(1).nonzero()
         first, last = int(touched[0]), int(touched[-1]) + 1
         volume[first:last] += (share[first:last] @ planes.flatten(1)).unflatten(1, out[1:])
         start += len(slab)
     return volume.round_().clamp_(*limits).to(torch.int16).numpy()
+
+
+def _bands(weight: Tensor) -> list[tuple[slice, slice, Tensor]]:
+    """(new voxels, old voxels that they are made of, their weights): a dense product would mostly multiply zeros."""
+    bands = []
+    for start in range(0, len(weight), BAND):
+        share = weight[start : start + BAND]
+        touched = share.any(0).nonzero()
+        old = slice(int(touched[0]), int(touched[-1]) + 1)
+        bands.append((slice(start, start + len(share)), old, share[:, old].contiguous()))
+    return bands
+
+
+def _planes(slab: Tensor, rows: list, columns: list, size: tuple[int, ...]) -> Tensor:
+    """(n, *size) float32 of an int16 slab (n, h, w): its planes on the new grid."""
+    high = torch.empty(len(slab), size[0], slab.shape[2])
+    for plane, made in zip(slab, high, strict=True):
+        values = plane.float()
+        for new, old, share in rows:
+            torch.mm(share, values[old], out=made[new])
+    planes = torch.empty(len(slab) * size[0], size[1])
+    for new, old, share in columns:
+        torch.mm(high.flatten(0, 1)[:, old], share.T, out=planes[:, new])
+    return planes.unflatten(0, (len(slab), size[0]))
 
 
 def resample_dali(
