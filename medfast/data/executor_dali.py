@@ -24,6 +24,7 @@ from .cutter import Cutter
 from .executor_torch import one_of, ring_and_noise
 from .intensity import OURS
 from .store import DataError
+from .watch import memory
 
 __all__ = ["DaliAhead", "DaliExecutor", "Source", "build", "require"]
 
@@ -192,7 +193,13 @@ class DaliAhead:
             )  # fmt: skip
             self.pipeline.set_outputs(build(_BACKENDS[device.type], tuple(size), window, zoom, self.names, box), note)
         children, threads = multiprocessing.active_children(), threading.enumerate()
-        self.pipeline.start_py_workers()
+        try:
+            self.pipeline.start_py_workers()
+        except RuntimeError as error:  # DALI's only word of a process that ended before it was ready
+            raise DataError(
+                f"a worker process of DALI ended before it was ready, of {processes} (data.workers): "
+                f"killed, or short of memory. Now {memory()}"
+            ) from error
         self.processes = [process for process in multiprocessing.active_children() if process not in children]
         self._observers = [one for one in threading.enumerate() if one not in threads and one.daemon]
         self.pipeline.build()

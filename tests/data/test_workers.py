@@ -11,6 +11,8 @@ import pytest
 import torch
 from stores import write_store
 
+from medfast.data import loader
+from medfast.data.executor_dali import Source
 from medfast.data.loader import open_stream
 from medfast.data.store import DataError, Store
 from medfast.data.watch import STAGES, Watch, memory
@@ -179,4 +181,18 @@ def test_a_process_that_stands_still_is_reported(store):
     with pytest.raises(DataError, match="no batch came for"):
         for _ in range(20):
             next(batches)
+    stream.close()
+
+
+class _KilledAtStart(Source):
+    def __setstate__(self, state):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_of_dali_that_is_killed_while_it_starts_is_the_same_error(store, monkeypatch):
+    pytest.importorskip("nvidia.dali")
+    monkeypatch.setattr(loader, "Source", _KilledAtStart)
+    stream = opened(store, 1, executor="dali", patience=600.0)
+    with pytest.raises(DataError, match=r"ended before it was ready, of 1 \(data.workers\).* MB are available"):
+        next(stream.run(schedule()))
     stream.close()
