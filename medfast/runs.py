@@ -46,15 +46,16 @@ def _pretrain(options: argparse.Namespace) -> None:
     if options.tiny and config["objective"]["name"] in configuration.STAND_INS:
         print(f"--tiny: {configuration.STAND_INS[config['objective']['name']]}")
     objective = configuration.build(config)
-    stream = _open_train(config, objective)
-    missing = sorted(objective.needs - stream.gives)
+    stream, holdout = _open_train(config, objective), _open_holdout(config, objective.views)
+    missing = sorted(objective.needs - (stream.gives & holdout.gives))
     if missing:
         raise ValueError(
             f"the objective {config['objective']['name']} reads {missing}, which this data section does not make: "
-            "rotation comes with data.rotate=true, flip with data.flip=true, uncut with data.cutout=true"
+            "rotation comes with data.rotate=true, flip with data.flip=true, uncut with data.cutout=true, and the "
+            "first two for held-out crops with data.plain_holdout=false"
         )
     _check_channels(objective, stream)
-    pretrain(objective, config, stream, _open_holdout(config, objective.views))
+    pretrain(objective, config, stream, holdout)
 
 
 def _replay(options: argparse.Namespace) -> int:

@@ -53,14 +53,15 @@ class Stream:
     this many times the size, a number or [low, high] drawn per axis. zoom: views cover [low, high] times the size,
     drawn per axis, and are resized (trilinear). intensity: {name: {p, range}}, see ``intensity``. foreground: keep
     views inside the body box, or around it where they are larger. rotate, flip: quarter turns and flips in the plane of
-    the last two axes, in all views or as one says for each. cutout: RCR's, true or {share, side, swap}, see ``cutout``.
-    executor: "torch" or "dali"; same views within 2e-4. device: where they are made, "cpu", or "cuda", the caller's
-    GPU, which gets int16 boxes. workers: threads, or processes under DALI, that work ahead, or 0. holdout: share of
-    patients kept from training. shuffle: false takes the volumes in turn. weights: how often each dataset comes, null,
-    "equal" or {dataset: share}, see ``split.chances``. skip: damaged volumes that are left out, named and counted,
-    before the run stops. patience: seconds without a batch after which a run stops and says where its workers are. The
-    rest comes from training: seed, batch (global, samples a step), views, split ("train" or "holdout"), ahead (of a
-    view's size: target name -> function of the stacked key, ``Objective.ahead``).
+    the last two axes, in all views or as one says for each. plain_holdout: neither these nor zoom in held-out views.
+    cutout: RCR's, true or {share, side, swap}, see ``cutout``. executor: "torch" or "dali"; same views within 2e-4.
+    device: where they are made, "cpu", or "cuda", the caller's GPU, which gets int16 boxes. workers: threads, or
+    processes under DALI, that work ahead, or 0. holdout: share of patients kept from training. shuffle: false takes the
+    volumes in turn. weights: how often each dataset comes, null, "equal" or {dataset: share}, see ``split.chances``.
+    skip: damaged volumes that are left out, named and counted, before the run stops. patience: seconds without a batch
+    after which a run stops and says where its workers are. The rest comes from training: seed, batch (global, samples a
+    step), views, split ("train" or "holdout"), ahead (of a view's size: target name -> function of the stacked key,
+    ``Objective.ahead``).
 
     waited: seconds the consumer has waited for ``run``. seconds(): what workers spent, by stage. damaged: id -> reason
     of the volumes left out. note: a sentence about the split that the user should read, or None. volumes: ids of this
@@ -73,16 +74,19 @@ class Stream:
         self, store: str | Path, *, size: int | Sequence[int], window: Sequence[float] | None = None,
         parent: float | Sequence[float] | None = None, zoom: Sequence[float] | None = None,
         intensity: dict | None = None, foreground: bool = False, rotate: bool | Sequence[bool] = False,
-        flip: bool | Sequence[bool] = False, cutout: dict | bool | None = None, executor: str = "torch",
-        workers: int = 1, holdout: float = 0.05, shuffle: bool = True, weights: dict | str | None = None,
-        device: str = "cpu", stage: str | None = None, skip: int = 0, patience: float = 600.0, seed: int = 0,
-        batch: int = 1, views: int = 2, split: str = "train", ahead: Ahead | None = None,
+        flip: bool | Sequence[bool] = False, plain_holdout: bool = False, cutout: dict | bool | None = None,
+        executor: str = "torch", workers: int = 1, holdout: float = 0.05, shuffle: bool = True,
+        weights: dict | str | None = None, device: str = "cpu", stage: str | None = None, skip: int = 0,
+        patience: float = 600.0, seed: int = 0, batch: int = 1, views: int = 2, split: str = "train",
+        ahead: Ahead | None = None,
     ):  # fmt: skip
         check(executor=executor, workers=workers, holdout=holdout, batch=batch, split=split, skip=skip,
               patience=patience)  # fmt: skip
         self.store = Store(store)
         if not len(self.store):
             raise DataError(f"the store {store} has no volumes; fill it with: medfast data prepare INPUT --store STORE")
+        if split == "holdout" and plain_holdout:
+            zoom, rotate, flip = None, False, False
         self.recipe = planning.recipe(
             size=size, views=views, parent=parent, zoom=zoom, intensity=intensity, foreground=foreground,
             rotate=rotate, flip=flip, cutout=cutout, dimensions=self.store.dimensions,

@@ -1,8 +1,8 @@
 """Fixed crops under fixed masks: what validation and the report judge a model by.
 
 They are the same for every run on the same store whose data section cuts held-out volumes alike (size, window, parent,
-zoom, foreground, rotate, flip, holdout): neither the run's seed nor its batch matters, and no intensity change touches
-the target.
+zoom, foreground, rotate, flip, plain_holdout, holdout): neither the run's seed nor its batch matters, and no intensity
+change touches the target.
 """
 
 from __future__ import annotations

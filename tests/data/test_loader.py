@@ -244,6 +244,15 @@ def test_held_out_crops_are_the_same_for_every_run(store):
         assert equal(one, other) and "noise" not in one.params
 
 
+def test_plain_held_out_crops_are_neither_turned_nor_zoomed(store):
+    changes = {"rotate": True, "flip": True, "zoom": [0.8, 1.3]}
+    changed, plain = (stream(store, plain_holdout=plain, **changes) for plain in (False, True))
+    assert equal(changed.batch(1, range(6)), plain.batch(1, range(6))), "training is as it was"
+    held = stream(store, split="holdout", plain_holdout=True, **changes)
+    assert not held.gives and equal(held.batch(1, range(6)), stream(store, split="holdout").batch(1, range(6)))
+    assert stream(store, split="holdout", **changes).gives == {"rotation", "flip"}
+
+
 def test_an_empty_store_is_refused(tmp_path):
     with pytest.raises(DataError, match="no volumes"):
         stream(write_store(tmp_path / "s", []))
