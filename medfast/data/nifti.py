@@ -10,6 +10,7 @@ RAS+ with its axes reversed, so that w is the fastest axis as in the file.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import zlib
 from pathlib import Path
@@ -29,7 +30,7 @@ __all__ = ["inflate", "parse", "read", "take"]
 
 FREED = 1 << 24  # bytes that are given back at a time
 CHUNK = 1 << 16  # bytes; what follows the end of a gzip member is copied, so a member must not be handed all the rest
-MOST_DEFLATED = 1032
+MOST_DEFLATED = 1032  # bytes that a byte of gzip can hold
 MAX_CONFLICT = 0.01  # share of a voxel by which qform, sform and pixdim may differ
 
 
@@ -79,10 +80,10 @@ def inflate(data: bytes | bytearray) -> bytes | bytearray:
         raise Bad("not-nifti", "the file is empty")
     if data[:2] != b"\x1f\x8b":
         return data
-    # A member ends with its size, modulo 2**32: most files are one, and then nothing has to grow. Nothing deflates
-    # better than 1 to 1032, so a size that is no size costs no memory.
-    plain = bytearray(min(int.from_bytes(data[-4:], "little"), MOST_DEFLATED * len(data)))
-    place, end = 0, 0
+    # A member ends with its size, modulo 2**32: most files are one, and then nothing has to grow. Zeros of bytes() take
+    # no memory before they are written over, so a size that is no size costs nothing.
+    plain = io.BytesIO(bytes(min(int.from_bytes(data[-4:], "little"), MOST_DEFLATED * len(data))))
+    place = 0
     while data[place : place + 2] == b"\x1f\x8b":
         stream = inflater.decompressobj(16 + zlib.MAX_WBITS)
         while not stream.eof:
@@ -90,19 +91,18 @@ def inflate(data: bytes | bytearray) -> bytes | bytearray:
             if not chunk:
                 raise Bad("gzip-truncated", "the compressed data end before their end mark; the file is incomplete")
             try:
-                part = stream.decompress(chunk)
+                plain.write(stream.decompress(chunk))
             except inflater.error as error:
                 raise Bad("gzip-crc", f"the compressed data are damaged ({error})") from None
-            plain[end : end + len(part)] = part
-            end += len(part)
             place += len(chunk) - len(stream.unused_data)
             if place > FREED and isinstance(data, bytearray):
                 del data[:place]
                 place = 0
     if data[place:].strip(b"\0"):
         raise Bad("gzip-crc", f"{len(data) - place} bytes that are no gzip follow the compressed data")
-    del plain[end:]
-    return plain
+    del data
+    plain.truncate()
+    return plain.getvalue()
 
 
 def _first(data: bytes | bytearray) -> bytes | bytearray:
