@@ -31,6 +31,8 @@ def full() -> list[Injection]:
         Injection("full disk", "no room for the first checkpoint", refused, **small(0.5), needs_mounts=True),
         Injection("full disk", "no room for the second checkpoint", refused, **small(1.5), kept=2, needs_mounts=True,
                   quick=True),
+        Injection("full disk", "no room for the second checkpoint, two ranks", refused, **small(1.5), kept=2,
+                  needs_mounts=True, ranks=2),
         Injection("full disk", "no room for the last checkpoint", refused, **small(2.5), kept=4, needs_mounts=True),
         Injection("full disk", "no room in the run folder, from the start", Expected(WRITING, "No space left", "again"),
                   before=lambda scene: scene.mounts.small(scene.run, 16 << 10),

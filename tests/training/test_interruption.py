@@ -126,6 +126,13 @@ def test_every_so_many_checkpoints_stay(tmp_path):
     assert names(tmp_path) == ["latest", *(f"step_{step:08d}" for step in (3, 6, 7, 8))]
 
 
+def test_a_checkpoint_says_where_the_data_go_on(tmp_path):
+    task.run(tmp_path, train__keep_last=3)
+    for name in [name for name in names(tmp_path) if name != "latest"]:
+        meta = json.loads((tmp_path / "ckpt" / name / "meta.json").read_text())
+        assert meta["cursor"] == {"step": int(name.removeprefix("step_")), "slot": 0} and meta["ranks"] == 1
+
+
 def test_checkpoints_after_a_step_are_dropped_the_newest_first(tmp_path, monkeypatch):
     task.run(tmp_path, train__checkpoint_every=2, train__keep_last=9)
     seen, rename = [], checkpoint.Path.rename
