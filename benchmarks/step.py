@@ -9,6 +9,7 @@ preset in fp32 must give the losses that fp64 on the CPU gives; no row on red.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import time
@@ -104,8 +105,8 @@ def main() -> None:
                    given.precision)  # fmt: skip
     milliseconds = measure(step, given.device, given.rounds)
     row = {
-        **environment(given.device), "config": given.config, "tiny": given.tiny, "batch": given.batch, "size": size,
-        "precision": given.precision, "ms_p50": round(milliseconds, 1), "rounds": given.rounds,
+        **environment(given.device), "config": os.path.relpath(given.config, ROOT), "tiny": given.tiny,
+        "batch": given.batch, "size": size, "precision": given.precision, "ms_p50": round(milliseconds, 1), "rounds": given.rounds,
         "volumes_per_s": round(1e3 * given.batch / milliseconds, 3),
         "parameters": sum(p.numel() for p in objective.parameters()),
     }  # fmt: skip

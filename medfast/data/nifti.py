@@ -13,7 +13,9 @@ import hashlib
 import io
 import os
 import zlib
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -21,10 +23,9 @@ from nibabel.spatialimages import HeaderDataError
 
 from medfast.data.image import Bad, Image, oriented
 
-try:
-    from isal import isal_zlib as inflater  # type: ignore[import-not-found]  # twice as fast as zlib
-except ImportError:
-    inflater = zlib
+inflater: Any = zlib
+with suppress(ImportError):
+    from isal import isal_zlib as inflater  # twice as fast
 
 __all__ = ["inflate", "parse", "read", "take"]
 
