@@ -106,8 +106,8 @@ def main() -> None:
     milliseconds = measure(step, given.device, given.rounds)
     row = {
         **environment(given.device), "config": os.path.relpath(given.config, ROOT), "tiny": given.tiny,
-        "batch": given.batch, "size": size, "precision": given.precision, "ms_p50": round(milliseconds, 1), "rounds": given.rounds,
-        "volumes_per_s": round(1e3 * given.batch / milliseconds, 3),
+        "batch": given.batch, "size": size, "precision": given.precision,
+        "ms_p50": round(milliseconds, 1), "rounds": given.rounds, "volumes_per_s": round(1e3 * given.batch / milliseconds, 3),
         "parameters": sum(p.numel() for p in objective.parameters()),
     }  # fmt: skip
     if given.device == "cuda":
