@@ -107,7 +107,8 @@ def main() -> None:
     row = {
         **environment(given.device), "config": os.path.relpath(given.config, ROOT), "tiny": given.tiny,
         "batch": given.batch, "size": size, "precision": given.precision,
-        "ms_p50": round(milliseconds, 1), "rounds": given.rounds, "volumes_per_s": round(1e3 * given.batch / milliseconds, 3),
+        "ms_p50": round(milliseconds, 1), "rounds": given.rounds,
+        "volumes_per_s": round(1e3 * given.batch / milliseconds, 3),
         "parameters": sum(p.numel() for p in objective.parameters()),
     }  # fmt: skip
     if given.device == "cuda":
