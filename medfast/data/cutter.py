@@ -54,12 +54,11 @@ class Cutter:
         self.damaged: dict[int, str] = {}
         self.tells = True
         self._skip, self._shuffle = skip, shuffle
+        self._chances = chances(weights, [r.get("dataset") for r in records], self.members.tolist(), store.path)
         mine = [records[i] for i in self.members]
         self.shapes, self.bodies = (
             np.array([_with_depth(record, name) for record in mine], dtype=np.int64) for name in ("shape", "body")
         )
-        datasets = [record.get("dataset") for record in records]
-        self._chances = chances(weights, datasets, self.members.tolist(), store.path, self.bodies)
 
     def plan(self, step: int, slots: Tensor, damaged: Container[int] | None = None) -> planning.Plan:
         """The plan of these slots of a step's batch, around the members in ``damaged``; None: all that are known."""

@@ -57,8 +57,7 @@ class Stream:
     cutout: RCR's, true or {share, side, swap}, see ``cutout``. executor: "torch" or "dali"; same views within 2e-4.
     device: where they are made, "cpu", or "cuda", the caller's GPU, which gets int16 boxes. workers: threads, or
     processes under DALI, that work ahead, or 0. holdout: share of patients kept from training. shuffle: false takes the
-    volumes in turn. weights: how often volumes come, null, "voxels", "equal" or {dataset: share}, see
-    ``split.chances``.
+    volumes in turn. weights: how often each dataset comes, null, "equal" or {dataset: share}, see ``split.chances``.
     skip: damaged volumes that are left out, named and counted, before the run stops. patience: seconds without a batch
     after which a run stops and says where its workers are. The rest comes from training: seed, batch (global, samples a
     step), views, split ("train" or "holdout"), ahead (of a view's size: target name -> function of the stacked key,

@@ -8,11 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+__all__ = ["EQUAL", "chances", "pseudonym", "split_volumes"]
 
-__all__ = ["EQUAL", "VOXELS", "chances", "pseudonym", "split_volumes"]
-
-EQUAL, VOXELS = "equal", "voxels"
+EQUAL = "equal"
 NAMELESS = "none"  # the dataset of volumes whose list named none
 
 
@@ -43,22 +41,17 @@ def pseudonym(salt: bytes, name: str) -> str:
 
 
 def chances(
-    weights: Mapping[str, float] | str | None, datasets: Sequence[str | None], members: Sequence[int], store: Path,
-    bodies: np.ndarray,
+    weights: Mapping[str, float] | str | None, datasets: Sequence[str | None], members: Sequence[int], store: Path
 ) -> list[float] | None:  # fmt: skip
     """Chance of each of ``members`` in a draw, adding up to 1; None where every volume comes once an epoch.
 
-    weights: None; "voxels", a volume as often as its body is large; "equal", every dataset as often as every other; or
-    {dataset: share of the draws}, shares of any sum, 0 for never, with "none" for volumes without a dataset. A dataset
-    is called as in the list that it was prepared from, which needs the store's ``private/salt``, or as in the index.
-    datasets: of each volume, as in the index; members: indices of the split's; bodies: (members, 6), body boxes of
-    those. ValueError names datasets that are unknown, and those that are left out.
+    weights: None; "equal", every dataset as often as every other; or {dataset: share of the draws}, shares of any sum,
+    0 for never, with "none" for volumes without a dataset. A dataset is called as in the list that it was prepared
+    from, which needs the store's ``private/salt``, or as in the index. datasets: of each volume, as in the index;
+    members: indices of the split's. ValueError names those that are unknown, and those that are left out.
     """
     if weights is None:
         return None
-    if weights == VOXELS:
-        size = np.prod(bodies[:, 3:] - bodies[:, :3], axis=1, dtype=np.float64)
-        return (size / size.sum()).tolist()
     names = [name or NAMELESS for name in datasets]
     shares = dict.fromkeys(names, 1.0) if weights == EQUAL else _named(weights, Counter(names), store)
     there = Counter(names[i] for i in members)
@@ -72,9 +65,7 @@ def _named(weights: Any, counts: Mapping[str, int], store: Path) -> dict[str, fl
     if not isinstance(weights, Mapping) or not all(
         isinstance(x, int | float) and not isinstance(x, bool) and 0 <= x < float("inf") for x in weights.values()
     ):
-        raise ValueError(
-            f"data.weights is null, {VOXELS!r}, {EQUAL!r}, or {{dataset: share of the draws}}, got {weights!r}"
-        )
+        raise ValueError(f"data.weights is null, {EQUAL!r}, or {{dataset: share of the draws}}, got {weights!r}")
     salt = store / "private" / "salt"
     known = salt.read_bytes() if salt.is_file() else None
     shares: dict[str, float] = {}

@@ -65,21 +65,21 @@ def test_datasets_are_weighed_by_name_or_pseudonym(tmp_path):
     (tmp_path / "private").mkdir()
     (tmp_path / "private" / "salt").write_bytes(salt)
     known = [name and pseudonym(salt, f"dataset {name}") for name in names]
-    everyone, bodies = list(range(5)), np.array([[0, 0, 0, 2, 2, 2]] * 5)
-    assert chances(None, known, everyone, tmp_path, bodies) is None
-    assert chances("equal", known, everyone, tmp_path, bodies) == pytest.approx([1 / 9] * 3 + [1 / 3] * 2)
+    everyone = list(range(5))
+    assert chances(None, known, everyone, tmp_path) is None
+    assert chances("equal", known, everyone, tmp_path) == pytest.approx([1 / 9] * 3 + [1 / 3] * 2)
     for a in ("a", known[0]):
-        found = chances({a: 2, "b": 6, "none": 0}, known, everyone, tmp_path, bodies)
+        found = chances({a: 2, "b": 6, "none": 0}, known, everyone, tmp_path)
         assert found == pytest.approx([1 / 12] * 3 + [3 / 4, 0])
-    assert chances({"a": 2, "b": 6, "none": 0}, known, [0, 1], tmp_path, bodies) == pytest.approx([0.5, 0.5])
+    assert chances({"a": 2, "b": 6, "none": 0}, known, [0, 1], tmp_path) == pytest.approx([0.5, 0.5])
     for weights, says in (({"c": 1}, f"no volume is of a dataset 'c'. There are {known[0]}|{known[3]}"),
                           ({"a": 1}, "says nothing of"), ({"a": -1}, "share of the draws"), ([1], "share of the draws"),
                           ({"a": 0, "b": 0, "none": 1}, None)):  # fmt: skip
         with pytest.raises(ValueError, match=says or "gives 0 to all"):
-            chances(weights, known, everyone if says else [0, 3], tmp_path, bodies)
+            chances(weights, known, everyone if says else [0, 3], tmp_path)
     (tmp_path / "private" / "salt").unlink()
     with pytest.raises(ValueError, match="private/salt is not there"):
-        chances({"a": 1, "b": 1, "none": 1}, known, everyone, tmp_path, bodies)
+        chances({"a": 1, "b": 1, "none": 1}, known, everyone, tmp_path)
 
 
 def test_a_stream_draws_by_weight(tmp_path):
@@ -104,15 +104,3 @@ def test_lists_name_datasets(tmp_path):
         '{"subjects": {"s2": {"sessions": {"1": {"images": [{"image_path": "b.nii"}]}}}}}}}'
     )
     assert [(c.group, c.dataset) for c in find(tmp_path / "n.json")] == [("s1", "Dataset001_A"), (None, "Dataset002_B")]
-
-
-def test_volumes_are_weighed_by_their_bodies(tmp_path):
-    bodies = np.array([[1, 2, 3, 5, 6, 7], [0, 0, 0, 8, 4, 4], [4, 0, 0, 6, 4, 4]])
-    assert chances("voxels", [None] * 4, [0, 1, 3], tmp_path, bodies) == pytest.approx([2 / 7, 4 / 7, 1 / 7])
-    store = write_store(tmp_path / "s", [(24, 20, 20), (48, 20, 20), (96, 20, 20)])
-    train = open_stream({**SECTION, "store": str(store), "weights": "voxels"}, seed=1, batch=7, views=1, split="train")
-    boxes = np.array([train.store.records[i]["body"] for i in train.cutter.members])
-    size = (boxes[:, 3:] - boxes[:, :3]).prod(1)
-    drawn = np.concatenate([train.batch(step, range(7)).params["volume"] for step in range(30)])
-    shares = [(drawn == i).mean() for i in train.cutter.members]
-    np.testing.assert_allclose(shares, size / size.sum(), atol=0.03)
