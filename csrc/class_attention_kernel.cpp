@@ -7,18 +7,11 @@
 namespace {
 
 template <class T>
-INLINE T lanes_sum(Vec<T> v) {
-  T sum = 0;
-  for (int lane = 0; lane < kLanes<T>; ++lane) sum += v[lane];
-  return sum;
-}
-
-template <class T>
 INLINE T dot(const T* a, const T* b, int64_t dim) {
   Vec<T> sum{};
   int64_t c = 0;
   for (; c + kLanes<T> <= dim; c += kLanes<T>) sum += load(a + c) * load(b + c);
-  T total = lanes_sum<T>(sum);
+  T total = sum_of<T>(sum);
   for (; c < dim; ++c) total += a[c] * b[c];
   return total;
 }
@@ -65,7 +58,7 @@ T exponentials(T* x, int64_t count, T most) {
   T rest[kLanes<T>] = {};
   for (int64_t j = i; j < count; ++j) rest[j - i] = x[j] - most;
   const Vec<T> e = exp_lanes<T>(load(rest));
-  T total = lanes_sum<T>(sum);
+  T total = sum_of<T>(sum);
   for (int64_t j = i; j < count; ++j) total += x[j] = e[j - i];
   return total;
 }

@@ -8,53 +8,22 @@ namespace {
 
 constexpr int64_t kBlock = 96;  // rows that pass over the columns together
 constexpr int64_t kGroup = 4;   // panels whose similarities a block holds at once
+constexpr int kVectors = 4;     // of a panel
 template <class T>
 constexpr int64_t kPanel = kVectors * kLanes<T>;
 template <class T>
 constexpr int64_t kColumns = kGroup * kPanel<T>;
-static_assert(kBlock % kRows == 0, "blocks are whole tiles");
 
 constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// One register tile of c (+)= a b.
-template <class T, int V>
-INLINE void tile(const T* a, int64_t lda, const T* b, int64_t ldb, int64_t depth, T* c, int64_t ldc, bool add) {
-  Vec<T> sum[kRows][V];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) sum[r][v] = add ? load(c + r * ldc + v * kLanes<T>) : Vec<T>{};
-  for (int64_t k = 0; k < depth; ++k) {
-    Vec<T> row[V];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) row[v] = load(b + k * ldb + v * kLanes<T>);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[r][v] += a[r * lda + k] * row[v];
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) store(c + r * ldc + v * kLanes<T>, sum[r][v]);
-}
-
-template <class T, int V>
-void strip(const T* a, int64_t lda, int64_t rows, const T* b, int64_t ldb, int64_t depth, T* c, int64_t ldc, bool add) {
-  for (int64_t r = 0; r < rows; r += kRows) tile<T, V>(a + r * lda, lda, b, ldb, depth, c + r * ldc, ldc, add);
-}
-
-// c (+)= a b for `rows` rows, rounded up to whole tiles; b in whole vectors
+// c (+)= a b; b in whole vectors
 template <class T>
-INLINE void multiply(const T* a, int64_t lda, int64_t rows, const T* b, int64_t ldb, int64_t vectors, int64_t depth,
-                     T* c, int64_t ldc, bool add) {
-  int64_t v = 0;
-  for (; v + kVectors <= vectors; v += kVectors)
-    strip<T, kVectors>(a, lda, rows, b + v * kLanes<T>, ldb, depth, c + v * kLanes<T>, ldc, add);
-  b += v * kLanes<T>, c += v * kLanes<T>;
-  if (vectors - v == 3) strip<T, 3>(a, lda, rows, b, ldb, depth, c, ldc, add);
-  if (vectors - v == 2) strip<T, 2>(a, lda, rows, b, ldb, depth, c, ldc, add);
-  if (vectors - v == 1) strip<T, 1>(a, lda, rows, b, ldb, depth, c, ldc, add);
+void multiply(const T* a, int64_t lda, int64_t rows, const T* b, int64_t ldb, int64_t vectors, int64_t depth, T* c,
+              int64_t ldc, bool add) {
+  product(
+      a, lda, int64_t(1), rows, b, ldb, vectors, depth,
+      [&](int64_t r, int64_t v) INLINE_LAMBDA { return add ? load(c + r * ldc + v * kLanes<T>) : Vec<T>{}; },
+      [&](int64_t r, int64_t v, Vec<T> x) INLINE_LAMBDA { store(c + r * ldc + v * kLanes<T>, x); });
 }
 
 template <class T>

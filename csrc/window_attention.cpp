@@ -60,7 +60,7 @@ T* data(const Tensor& x) {
   return static_cast<T*>(x.mutable_data_ptr());
 }
 
-// The bias, rows padded to whole vectors with -inf, so that no key beyond the window is ever attended.
+// The bias in powers of two, rows padded to whole vectors with -inf, so that no key beyond the window is ever attended.
 template <class T>
 std::vector<T> bias_rows(const OptionalTensor& bias, int64_t heads, int64_t n, int64_t stride, bool transposed) {
   std::vector<T> rows(heads * n * stride, T(0));
@@ -70,7 +70,7 @@ std::vector<T> bias_rows(const OptionalTensor& bias, int64_t heads, int64_t n, i
       T* row = rows.data() + (h * n + i) * stride;
       if (bias) {
         const T* from = data<T>(dense) + h * n * n;
-        for (int64_t j = 0; j < n; ++j) row[j] = transposed ? from[j * n + i] : from[i * n + j];
+        for (int64_t j = 0; j < n; ++j) row[j] = T(kLog2E) * (transposed ? from[j * n + i] : from[i * n + j]);
       }
       if (!transposed) std::fill(row + n, row + stride, -std::numeric_limits<T>::infinity());
     }
@@ -132,11 +132,11 @@ struct Call {
 template <class T>
 std::tuple<Tensor, Tensor> forward(Call<T> call, std::vector<int64_t> out_size) {
   Tensor out = torch::stable::new_empty(call.qkv, out_size);
-  Tensor lse = torch::stable::new_empty(call.qkv, {call.batch, call.plan.windows, call.heads, call.plan.tokens});
-  call.job.out = data<T>(out), call.job.lse = data<T>(lse);
-  if (call.job.keep) torch::stable::zero_(lse);  // dropped samples leave theirs unwritten
+  Tensor softmax = torch::stable::new_empty(call.qkv, {call.batch, call.plan.windows, call.heads, 2, call.plan.tokens});
+  call.job.out = data<T>(out), call.job.softmax = data<T>(softmax);
+  if (call.job.keep) torch::stable::zero_(softmax);  // dropped samples leave theirs unwritten
   if (call.chunks) call.run(kernel<T>().forward);
-  return {out, lse};
+  return {out, softmax};
 }
 
 // sum over chunks, in their order, of `rows` rows of `from` elements, of which the first `to` count
@@ -148,15 +148,15 @@ void add_chunks(const std::vector<T>& parts, int64_t chunks, int64_t rows, int64
 }
 
 template <class T>
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Call<T> call, const Tensor& grad, const Tensor& out, const Tensor& lse,
-                                                    bool bias) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Call<T> call, const Tensor& grad, const Tensor& out,
+                                                    const Tensor& softmax, bool bias) {
   const int64_t heads = call.heads, n = call.plan.tokens, dim = call.dim, slots = call.chunks * heads;
   const Tensor grad_out = torch::stable::contiguous(grad);
   Tensor grad_qkv = torch::stable::new_empty(call.qkv, call.qkv.sizes());
   Tensor grad_bias = call.zeros(call.qkv, bias ? std::vector<int64_t>{heads, n, n} : std::vector<int64_t>{0});
   Tensor grad_pad = call.zeros(call.qkv, {3, heads, dim}), grad_scale = call.zeros(call.qkv, {heads});
   std::vector<T> bias_parts(bias ? slots * n * call.stride : 0), pad_parts(slots * 3 * dim), scale_parts(slots);
-  call.job.out = data<T>(out), call.job.lse = data<T>(lse), call.job.grad_out = data<T>(grad_out);
+  call.job.out = data<T>(out), call.job.softmax = data<T>(softmax), call.job.grad_out = data<T>(grad_out);
   call.job.grad_qkv = data<T>(grad_qkv), call.job.grad_bias = bias ? bias_parts.data() : nullptr;
   call.job.grad_pad = pad_parts.data(), call.job.grad_scale = scale_parts.data();
   if (call.chunks) call.run(kernel<T>().backward);
@@ -192,13 +192,13 @@ std::tuple<Tensor, Tensor> window_attention(Tensor qkv, OptionalTensor bias, Ten
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> window_attention_backward(
-    Tensor grad, Tensor out, Tensor lse, Tensor qkv, OptionalTensor bias, Tensor scale, OptionalTensor pad_value,
+    Tensor grad, Tensor out, Tensor softmax, Tensor qkv, OptionalTensor bias, Tensor scale, OptionalTensor pad_value,
     OptionalTensor keep, OptionalTensor draw, std::vector<int64_t> window, std::vector<int64_t> shift, bool cosine,
     bool live_pads, double dropout, int64_t seed) {
   return by_type(qkv, [&](auto zero) {
     return backward(Call<decltype(zero)>(qkv, bias, scale, pad_value, keep, draw, window, shift, cosine, live_pads, dropout,
                                          seed, true),
-                    grad, out, lse, bias.has_value());
+                    grad, out, softmax, bias.has_value());
   });
 }
 
@@ -210,7 +210,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> window_attention_backward(
 
 STABLE_TORCH_LIBRARY_FRAGMENT(MEDFAST_NAMESPACE, m) {
   m.def("window_attention(" WINDOW_ARGUMENTS ") -> (Tensor, Tensor)");
-  m.def("window_attention_backward(Tensor grad, Tensor out, Tensor lse, " WINDOW_ARGUMENTS
+  m.def("window_attention_backward(Tensor grad, Tensor out, Tensor softmax, " WINDOW_ARGUMENTS
         ") -> (Tensor, Tensor, Tensor, Tensor)");
 }
 

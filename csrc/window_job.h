@@ -6,6 +6,8 @@
 #include "isa.h"
 #include "philox.h"
 
+constexpr double kLog2E = 1.44269504088896340736;  // 1 / ln 2: scores are exponents of two
+
 template <class T>
 struct WindowJob {
   int64_t batch, heads, dim;
@@ -16,7 +18,7 @@ struct WindowJob {
   const float* region;    // (windows, N): tokens see each other if their regions are equal
   const uint8_t* masked;  // (windows): more than one region inside
   const T* qkv;           // (batch, grid_tokens, 3, heads, dim)
-  const T* bias;          // (heads, N, stride of N): keys x queries forward, queries x keys backward; -inf beyond N
+  const T* bias;          // (heads, N, stride of N) / ln 2, -inf beyond N: keys x queries forward, else queries x keys
   const T* scale;         // (heads)
   const T* pad_value;     // (3, heads, dim)
   const bool* keep;       // (batch) or null
@@ -24,7 +26,7 @@ struct WindowJob {
   double dropout;
   Philox philox;
   T* out;  // (batch, grid_tokens, heads, dim)
-  T* lse;  // (batch, windows, heads, N) log of the sum of exponentials
+  T* softmax;  // (batch, windows, heads, 2, N): of each query the highest score / ln 2, and 1 / the sum of exponentials
   // backward only
   const T* grad_out;
   T* grad_qkv;

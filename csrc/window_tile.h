@@ -20,118 +20,158 @@ constexpr int64_t stride_of(int64_t n) {
 // Scratch of one window of one head. wide: dim, stride: N, both in whole vectors; what lies beyond is and stays zero.
 template <class T>
 struct Scratch {
-  T *q, *k, *v, *grad_out, *grad_q, *grad_k, *grad_v;  // (N, wide)
-  T *q_or_k_lanes, *v_lanes;                           // (dim, stride): one token per lane
-  T *scores, *grad_scores;                             // a block of them
-  T *norm_q, *norm_k, *region, *row_sum;               // (N): inverse norms, ids, sums of a row or its inverse
-  T* kept;                                             // (N, stride): 0 or 1 / (1 - dropout)
+  T *q, *k, *v, *grad_out, *grad_q, *grad_kv;  // (stride, wide)
+  T *q_lanes, *k_lanes, *v_lanes;              // (dim, stride): one token per lane
+  T *out_lanes, *grad_k_lanes, *grad_v_lanes;  // (dim, stride)
+  T *scores, *grad_scores;                     // a block of them
+  T *norm_q, *norm_k, *region, *delta;         // (stride): inverse norms, ids, sum_j P_ij dP_ij
+  T *none, *unread;                            // a row of zeros, and one that nobody reads
+  T* kept;                                     // (N, stride): 0 or 1 / (1 - dropout)
+  const T** from;                              // (stride): where rows are read
+  T** to;                                      // (stride): where rows are written
 
   static int64_t lay_out(int64_t n, int64_t dim, T* base, Scratch* scratch) {
     const int64_t wide = round_up(dim, kLanes<T>), stride = stride_of<T>(n);
-    const int64_t block = kBlock > kVectors * kLanes<T> ? kBlock : kVectors * kLanes<T>;
+    const int64_t block = kBlock > 4 * kLanes<T> ? kBlock : 4 * kLanes<T>;
     int64_t used = 0;
-    const auto take = [&](T*& field, int64_t count) {
-      field = base + used;
-      used += round_up(count, 64 / int64_t(sizeof(T)));
+    const auto take = [&](auto*& field, int64_t count) {
+      field = reinterpret_cast<decltype(&*field)>(base + used);
+      used += round_up(count * int64_t(sizeof(*field)), 64) / int64_t(sizeof(T));
     };
-    T** rows[] = {&scratch->q,      &scratch->k,      &scratch->v,     &scratch->grad_out,
-                  &scratch->grad_q, &scratch->grad_k, &scratch->grad_v};
+    T** rows[] = {&scratch->q, &scratch->k, &scratch->v, &scratch->grad_out, &scratch->grad_q, &scratch->grad_kv};
     for (T** field : rows) take(*field, stride * wide);
-    take(scratch->q_or_k_lanes, dim * stride), take(scratch->v_lanes, dim * stride);
+    T** lanes[] = {&scratch->q_lanes,   &scratch->k_lanes,      &scratch->v_lanes,
+                   &scratch->out_lanes, &scratch->grad_k_lanes, &scratch->grad_v_lanes};
+    for (T** field : lanes) take(*field, dim * stride);
     take(scratch->scores, stride * block), take(scratch->grad_scores, stride * block);
     take(scratch->norm_q, stride), take(scratch->norm_k, stride);
-    take(scratch->region, stride), take(scratch->row_sum, stride);
+    take(scratch->region, stride), take(scratch->delta, stride);
+    take(scratch->none, wide), take(scratch->unread, wide);
     take(scratch->kept, n * stride);
+    take(scratch->from, stride), take(scratch->to, stride);
     return used;
   }
 };
 
+// to = factor * from; returns the product of what is written with `other`.
 template <class T>
-INLINE void copy_row(T* to, const T* from, int64_t dim) {
+INLINE T copy_row(T* to, T factor, const T* from, const T* other, int64_t dim) {
+  typename Four<T>::V sum{};
   int64_t c = 0;
-  for (; c + 4 <= dim; c += 4) __builtin_memcpy(to + c, from + c, 4 * sizeof(T));
-  for (; c < dim; ++c) to[c] = from[c];
+  for (; c + 4 <= dim; c += 4) {
+    const auto x = factor * Four<T>::load(from + c);
+    Four<T>::store(to + c, x);
+    sum += x * Four<T>::load(other + c);
+  }
+  T total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  for (; c < dim; ++c) total += (to[c] = factor * from[c]) * other[c];
+  return total;
 }
 
 template <class T>
-INLINE T dot(const T* a, const T* b, int64_t dim) {
-  T sum = 0;
-  for (int64_t c = 0; c < dim; ++c) sum += a[c] * b[c];
-  return sum;
+INLINE void copy_row(T* to, T factor, const T* from, int64_t dim) {
+  int64_t c = 0;
+  for (; c + 4 <= dim; c += 4) Four<T>::store(to + c, factor * Four<T>::load(from + c));
+  for (; c < dim; ++c) to[c] = factor * from[c];
 }
 
 // One window of one head of one sample.
 template <class T>
 struct Window : Scratch<T> {
   const WindowJob<T>& job;
-  const int64_t n, dim, wide, stride, vectors;
-  int64_t head = 0, sample = 0, window = 0;
+  const int64_t n, dim, wide, stride, vectors, out_step, qkv_step;  // steps: elements from one token to the next
+  int64_t head = 0, sample = 0, window = 0, next_sample = 0;
   T scale = 0;
-  const int32_t* source = nullptr;
+  const int32_t *source = nullptr, *next_source = nullptr;  // the next window's, null after the last
 
   Window(const WindowJob<T>& job, T* scratch)
       : job(job), n(job.tokens), dim(job.dim), wide(round_up(dim, kLanes<T>)),
-        stride(stride_of<T>(n)), vectors(stride / kLanes<T>) {
+        stride(stride_of<T>(n)), vectors(stride / kLanes<T>), out_step(job.heads * dim), qkv_step(3 * out_step) {
     Scratch<T>::lay_out(n, dim, scratch, this);
+    for (int64_t i = n; i < stride; ++i) this->from[i] = this->none, this->to[i] = this->unread;
   }
 
-  bool enter(int64_t index, int64_t of_head) {  // false: the sample is dropped
+  bool enter(int64_t index, int64_t end, int64_t of_head) {  // false: the sample is dropped
     head = of_head, scale = job.scale[head];
     sample = index / job.windows, window = index % job.windows;
     source = job.source + window * n;
+    next_sample = (index + 1) / job.windows;
+    next_source = index + 1 < end ? job.source + (index + 1) % job.windows * n : nullptr;
     if (job.masked[window])
       for (int64_t i = 0; i < n; ++i) this->region[i] = T(job.region[window * n + i]);
     return !job.keep || job.keep[sample];
   }
   bool masked() const { return job.masked[window]; }
   const T* bias() const { return job.bias + head * n * stride; }
-  T* lse() const { return job.lse + ((sample * job.windows + window) * job.heads + head) * n; }
-  int64_t token(int64_t i, int64_t part) const {  // of qkv and its gradient
-    return (((sample * job.grid_tokens + source[i]) * 3 + part) * job.heads + head) * dim;
+  T* highest() const { return job.softmax + ((sample * job.windows + window) * job.heads + head) * 2 * n; }
+  T* inverse_sum() const { return highest() + n; }
+  // Where this head's rows of a part of qkv, or of out, begin in this sample or another.
+  int64_t in_qkv(int64_t part, int64_t of) const {
+    return of * job.grid_tokens * qkv_step + (part * job.heads + head) * dim;
   }
-  int64_t row(int64_t i) const { return ((sample * job.grid_tokens + source[i]) * job.heads + head) * dim; }
+  int64_t in_out(int64_t of) const { return of * job.grid_tokens * out_step + head * dim; }
 
-  // Rows of a window lie far apart: those of the next one are asked for while this one is computed.
-  void prefetch(int64_t index, int64_t end, bool backward) const {
-    if (index + 1 >= end) return;
-    const int64_t sample = (index + 1) / job.windows, line = 64 / int64_t(sizeof(T));
-    const int32_t* source = job.source + (index + 1) % job.windows * n;
-    for (int64_t i = 0; i < n; ++i) {
-      if (source[i] < 0) continue;
-      const int64_t at = sample * job.grid_tokens + source[i];
-      for (int64_t c = 0; c < dim; c += line) {
-        for (int64_t part = 0; part < 3; ++part)
-          __builtin_prefetch(job.qkv + ((at * 3 + part) * job.heads + head) * dim + c, 0, 2);
-        if (!backward) continue;
-        __builtin_prefetch(job.out + (at * job.heads + head) * dim + c, 0, 2);
-        __builtin_prefetch(job.grad_out + (at * job.heads + head) * dim + c, 0, 2);
+  // Rows of a window lie far apart: while scores are computed, those of this window that will be written and those of
+  // the next one that will be read are asked for, one token at a time.
+  INLINE void prefetch(int64_t i, bool backward) const {
+    const int64_t line = 64 / int64_t(sizeof(T));
+    const int64_t here = source[i], next = next_source ? next_source[i] : -1;
+    for (int64_t c = 0; c < dim; c += line) {
+      if (here >= 0 && !backward) __builtin_prefetch(job.out + in_out(sample) + here * out_step + c, 1, 3);
+      for (int64_t part = 0; part < 3; ++part) {
+        if (here >= 0 && backward) __builtin_prefetch(job.grad_qkv + in_qkv(part, sample) + here * qkv_step + c, 1, 3);
+        if (next >= 0) __builtin_prefetch(job.qkv + in_qkv(part, next_sample) + next * qkv_step + c, 0, 2);
       }
+      if (next < 0 || !backward) continue;
+      __builtin_prefetch(job.out + in_out(next_sample) + next * out_step + c, 0, 2);
+      __builtin_prefetch(job.grad_out + in_out(next_sample) + next * out_step + c, 0, 2);
     }
   }
 
+  // at[i]: where the row of token i is; padding has its own
+  template <class P>
+  void locate(P* volume, int64_t step, P* padding, P** at) const {
+    for (int64_t i = 0; i < n; ++i) at[i] = source[i] < 0 ? padding : volume + source[i] * step;
+  }
+  // from: where the rows of a part of qkv are. They are copied to `rows` where that is not null, and there made of
+  // length one where `norm`, for their inverse norms, is not.
   void read(int64_t part, T* rows, T* norm) const {
-    const T* fill = job.pad_value + (part * job.heads + head) * dim;
-    for (int64_t i = 0; i < n; ++i) copy_row(rows + i * wide, source[i] < 0 ? fill : job.qkv + token(i, part), dim);
+    const T** const from = this->from;
+    locate(job.qkv + in_qkv(part, sample), qkv_step, job.pad_value + (part * job.heads + head) * dim, from);
+    if (rows)
+      for (int64_t i = 0; i < n; ++i) copy_row(rows + i * wide, T(1), from[i], dim);
     if (!norm) return;
     for (int64_t i = 0; i < n; ++i) {
       T* x = rows + i * wide;
-      const T square = dot(x, x, dim);
+      const T square = copy_row(x, T(1), x, x, dim);
       const T length = sizeof(T) == 4 ? T(__builtin_sqrtf(float(square))) : T(__builtin_sqrt(double(square)));
       norm[i] = length > T(1e-12) ? T(1) / length : T(-1e12);  // negative: clamped, a constant to the gradient
-      for (int64_t c = 0; c < dim; ++c) x[c] *= norm[i] < 0 ? -norm[i] : norm[i];
+      copy_row(x, norm[i] < 0 ? -norm[i] : norm[i], x, dim);
+      from[i] = x;
     }
   }
-  void to_lanes(const T* rows, T factor, T* lanes) const {  // in blocks of 4 x 4, else it costs more than the scores
-    int64_t c = 0;
-    for (; c + 4 <= dim; c += 4)
-      for (int64_t i = 0; i < n; i += 4) transpose4(rows + i * wide + c, wide, factor, lanes + c * stride + i, stride);
-    for (; c < dim; ++c)
-      for (int64_t i = 0; i < n; ++i) lanes[c * stride + i] = factor * rows[i * wide + c];
+  void to_lanes(T factor, T* lanes) const {  // in blocks of 4 x 4, else it costs more than the scores
+    for (int64_t i = 0; i < stride; i += 4) {
+      const T *const w = this->from[i], *const x = this->from[i + 1];
+      const T *const y = this->from[i + 2], *const z = this->from[i + 3];
+      T* to = lanes + i;
+      int64_t c = 0;
+      for (; c + 4 <= dim; c += 4, to += 4 * stride)
+        transpose4(w + c, x + c, y + c, z + c, factor, to, to + stride, to + 2 * stride, to + 3 * stride);
+      for (; c < dim; ++c, to += stride)
+        to[0] = factor * w[c], to[1] = factor * x[c], to[2] = factor * y[c], to[3] = factor * z[c];
+    }
   }
-  void read_qkv() const {
-    read(0, this->q, job.cosine ? this->norm_q : nullptr);
-    read(1, this->k, job.cosine ? this->norm_k : nullptr);
-    read(2, this->v, nullptr);
+  void from_lanes(T factor, const T* lanes) const {
+    for (int64_t i = 0; i < n; i += 4) {
+      T *const w = this->to[i], *const x = this->to[i + 1], *const y = this->to[i + 2], *const z = this->to[i + 3];
+      const T* from = lanes + i;
+      int64_t c = 0;
+      for (; c + 4 <= dim; c += 4, from += 4 * stride)
+        transpose4(from, from + stride, from + 2 * stride, from + 3 * stride, factor, w + c, x + c, y + c, z + c);
+      for (; c < dim; ++c, from += stride)
+        w[c] = factor * from[0], x[c] = factor * from[1], y[c] = factor * from[2], z[c] = factor * from[3];
+    }
   }
   // kept[a * stride + b]: a is the query and b the key (backward), or the other way round
   void draw(bool queries_first) const {
@@ -152,26 +192,39 @@ struct Window : Scratch<T> {
   void backward(T* grad_bias, T* grad_pad, T* grad_scale) const;
   void backward_block(int64_t begin, int64_t count, T* grad_bias) const;
 
-  void write(int64_t part, T* grad, const T* unit, const T* norm, T factor, T* grad_pad) const {
+  // The gradient of a part, times a factor, goes to the volume, that of pad tokens to grad_pad.
+  void write(int64_t part, T factor, T* rows, const T* unit, const T* norm, T* grad_pad) const {
+    locate(job.grad_qkv + in_qkv(part, sample), qkv_step, this->unread, this->to);
     for (int64_t i = 0; i < n; ++i) {
-      T* g = grad + i * wide;
-      for (int64_t c = 0; c < wide; ++c) g[c] *= factor;
-      if (job.cosine && norm) {  // through x / |x|
-        const T along = norm[i] < 0 ? T(0) : dot(unit + i * wide, g, dim);
+      T* g = rows + i * wide;
+      if (norm) {  // through x / |x|
+        const T along = norm[i] < 0 ? T(0) : copy_row(g, T(1), g, unit + i * wide, dim);
         for (int64_t c = 0; c < dim; ++c)
           g[c] = (g[c] - along * unit[i * wide + c]) * (norm[i] < 0 ? -norm[i] : norm[i]);
       }
-      if (source[i] >= 0)
-        copy_row(job.grad_qkv + token(i, part), g, dim);
-      else
-        for (int64_t c = 0; c < dim; ++c) grad_pad[part * dim + c] += g[c];
+      copy_row(this->to[i], factor, g, dim);
+      if (source[i] < 0) add_pad(part, this->to[i], grad_pad);
     }
+  }
+  void write_lanes(int64_t part, T factor, const T* lanes, const T* unit, const T* norm, T* grad_pad) const {
+    T* const rows = this->grad_kv;
+    locate(job.grad_qkv + in_qkv(part, sample), qkv_step, this->unread, this->to);
+    for (int64_t i = 0; i < n; ++i)
+      if (norm || source[i] < 0) this->to[i] = rows + i * wide;
+    from_lanes(factor, lanes);
+    if (norm) return write(part, T(1), rows, unit, norm, grad_pad);
+    for (int64_t i = 0; i < n; ++i)
+      if (source[i] < 0) add_pad(part, rows + i * wide, grad_pad);
+  }
+  void add_pad(int64_t part, const T* row, T* grad_pad) const {
+    for (int64_t c = 0; c < dim; ++c) grad_pad[part * dim + c] += row[c];
   }
   void zero(bool backward) const {
     for (int64_t i = 0; i < n; ++i) {
       if (source[i] < 0) continue;
       for (int64_t part = 0; part < (backward ? 3 : 1); ++part) {
-        T* to = backward ? job.grad_qkv + token(i, part) : job.out + row(i);
+        T* to = backward ? job.grad_qkv + in_qkv(part, sample) + source[i] * qkv_step
+                         : job.out + in_out(sample) + source[i] * out_step;
         for (int64_t c = 0; c < dim; ++c) to[c] = 0;
       }
     }

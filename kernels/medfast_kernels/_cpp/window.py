@@ -40,11 +40,11 @@ def _fake(qkv, bias, scale, pad_value, keep, draw, window, shift, cosine, live_p
     windows = math.prod([-(-g // w) for g, w in zip(grid, window, strict=True)])
     return (
         qkv.new_empty((batch, *grid, heads * dim)),
-        qkv.new_empty((batch, windows, heads, math.prod(window))),
+        qkv.new_empty((batch, windows, heads, 2, math.prod(window))),
     )
 
 
-def _fake_backward(grad, out, lse, qkv, bias, scale, pad_value, *rest):
+def _fake_backward(grad, out, softmax, qkv, bias, scale, pad_value, *rest):
     heads, dim = qkv.shape[-2:]
     return (
         torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device),
@@ -61,11 +61,11 @@ def _save(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad, _):
-    *tensors, out, lse = ctx.saved_tensors
+    *tensors, out, softmax = ctx.saved_tensors
     bias, pad_value = tensors[1], tensors[3]
     if grad is None:
         return (None,) * (len(tensors) + len(ctx.rest))
-    qkv, table, pads, scale = _OPERATORS.window_attention_backward(grad, out, lse, *tensors, *ctx.rest)
+    qkv, table, pads, scale = _OPERATORS.window_attention_backward(grad, out, softmax, *tensors, *ctx.rest)
     grads = (qkv, None if bias is None else table, scale, None if pad_value is None else pads)
     return *grads, *(None,) * (2 + len(ctx.rest))
 
