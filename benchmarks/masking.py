@@ -5,7 +5,8 @@
 Masks, ids and hints are compared with the definition first, and the baselines with both: no row on a red check, and
 none of a working tree that differs from its commit. Each row is one process, with the allocator as it comes or told to
 keep its pages ("tuned"). The rounds of all contenders are interleaved. Ours gives the mask, the ids that are hidden and
-those that are visible; ``topk + scatter`` gives the mask alone.
+those that are visible; ``topk + scatter`` gives the mask alone. ``fraction_of_copy``: the bytes of attention and mask,
+or of the ids, over the time, as a part of what torch copies; ``peak_extra_mib``: memory beside the inputs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import sys
 from functools import partial
 
+import ceilings
 import torch
 from apart import ALLOCATORS, apart
 from interleaved import interleaved
@@ -90,7 +92,8 @@ def measure(n: int, rounds: int, allocator: str) -> list[dict]:
         "random_ids": {"rand + argsort": lambda: argsort_ids(torch.rand(BATCH, n), n // 4),
                        "reference": on("reference", ids), "cpp": on("cpp", ids)},
     }  # fmt: skip
-    rows = []
+    moved = {"attention_mask": 5 * n, "attention_mask with hints": 5 * n, "random_ids": 8 * (n // 4)}
+    rows, ceiling = [], ceilings.copy(BATCH * n)
     for operator, runs in cases.items():
         times = interleaved(runs, rounds)
         baseline = next(iter(runs))
@@ -99,7 +102,8 @@ def measure(n: int, rounds: int, allocator: str) -> list[dict]:
                 **environment(), "allocator": allocator, "op": operator, "backend": name, "shape": f"n = {n}",
                 "sizes": {"batch": BATCH, "tokens": n, "ratio": RATIO, "hint": HINT}, "dtype": "float32",
                 "ms_p50": round(value, 4), "rounds": rounds, "ratio": round(times[baseline] / value, 2),
-                "ratio_to": baseline,
+                "ratio_to": baseline, "fraction_of_copy": round(BATCH * moved[operator] / value / ceiling, 3),
+                "peak_extra_mib": ceilings.peak_extra(runs[name]),
             }
             for name, value in times.items()
         ]  # fmt: skip

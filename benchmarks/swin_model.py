@@ -5,7 +5,9 @@
 
 SMART's sizes: embedding 48, depths 2-2-8-2, heads 4-4-8-16, window 4, patch 2, at 64^3 with batch 2. Each row is one
 process with the allocator as it comes or told to keep its pages ("tuned"). Before a row is written, the accelerated
-model's output and gradients are compared with MONAI's in fp64, on a smaller volume.
+model's output and gradients are compared with MONAI's in fp64, on a smaller volume. ``of_matmul``: the products of
+MONAI's model over the time, as a part of what torch's own product of two large matrices reaches in the same process;
+``peak_extra_mib``: memory beside the inputs.
 """
 
 from __future__ import annotations
@@ -13,9 +15,9 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import resource
 import sys
 
+import ceilings
 import torch
 from apart import ALLOCATORS, apart
 from interleaved import interleaved
@@ -23,6 +25,7 @@ from monai.networks.nets.swin_unetr import SwinTransformer
 from rows import append, environment
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 import medfast_kernels as mk
 
@@ -65,23 +68,20 @@ def measure(rounds: int, allocator: str) -> list[dict]:
     contenders = models()
     check(contenders)
     volume = torch.randn(BATCH, 1, SIDE, SIDE, SIDE)
-    p50 = interleaved({name: lambda model=model: step(model, volume) for name, model in contenders.items()}, rounds)
+    calls = {name: lambda model=model: step(model, volume) for name, model in contenders.items()}
+    p50, ceiling = interleaved(calls, rounds), ceilings.matmul()
+    with FlopCounterMode(display=False) as counted:
+        calls["monai"]()
     return [
         {
             **environment(), "allocator": allocator, "op": "swin_model", "backend": name,
             "sizes": {"batch": BATCH, "volume": [SIDE] * 3, **SIZES}, "pass": "forward + backward", "dtype": "float32",
             "ms_p50": round(value, 1), "rounds": rounds, "ratio": round(p50["monai"] / value, 3), "ratio_to": "monai",
+            "of_matmul": round(counted.get_total_flops() / value / ceiling, 2),
+            "peak_extra_mib": ceilings.peak_extra(calls[name]),
         }
         for name, value in p50.items()
     ]  # fmt: skip
-
-
-def peak(name: str) -> int:
-    """MB that one step adds to the resident memory of a process of its own."""
-    model, volume = models()[name], torch.randn(BATCH, 1, SIDE, SIDE, SIDE)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step(model, volume)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
 
 
 def show_profile() -> None:
@@ -99,22 +99,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--one", metavar="ALLOCATOR", help=argparse.SUPPRESS)
-    parser.add_argument("--peak", metavar="MODEL", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.profile:
         show_profile()
     elif options.one:
-        print(json.dumps(peak(options.peak) if options.peak else measure(options.rounds, options.one)))
+        print(json.dumps(measure(options.rounds, options.one)))
     else:
-        shared = "--rounds", options.rounds, "--threads", options.threads
         for allocator in ALLOCATORS:
-            one = "--one", allocator, *shared
+            one = "--one", allocator, "--rounds", options.rounds, "--threads", options.threads
             rows = apart(__file__, *one, allocator=allocator)
             for row in rows:
-                row["peak_mb"] = apart(__file__, *one, "--peak", row["backend"], allocator=allocator)
                 speed = f"{row['ms_p50']:8.1f} ms  x{row['ratio']}"
-                print(f"{allocator:<8} {row['backend']:<12} {speed}  {row['peak_mb']} MB")
+                print(f"{allocator:<8} {row['backend']:<12} {speed}  {row['peak_extra_mib']} MiB")
             append("swin_model", rows)
 
 

@@ -4,8 +4,8 @@
 
 Each row is one process, with the allocator as it comes or told to keep its pages ("tuned"), because page faults are
 half the time of what allocates much. Losses and gradients are compared with fp64 first: no row on a red check, and none
-of a working tree that differs from its commit. The rounds of all contenders are interleaved. Memory is what one step
-adds to the peak of a fresh process; a contender that needs more than there is gets no row, and that is said.
+of a working tree that differs from its commit. The rounds of all contenders are interleaved. Memory is what a step
+needs beside its inputs; a contender that needs more than there is gets no row, and that is said.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ import argparse
 import json
 import math
 import os
-import resource
 import sys
-import time
 
+import ceilings
 import torch
 from apart import ALLOCATORS, apart
 from interleaved import interleaved
@@ -112,46 +111,31 @@ def check(runs: dict, z: Tensor, shape: tuple[int, ...], weight: float) -> None:
                 sys.exit(f"{name} is wrong at {shape}: relative error {error:.1e}; no row is written")
 
 
-def matmul_ceiling() -> float:
-    """FLOP/s of torch's own product of two large fp32 matrices here."""
-    a = torch.randn(2048, 2048)
-    times = []
-    for _ in range(10):
-        begin = time.perf_counter()
-        torch.mm(a, a)
-        times.append(time.perf_counter() - begin)
-    return 2 * 2048**3 / min(times)
-
-
 def measure(name: str, weight: float, rounds: int, allocator: str) -> list[dict]:
     shape = SHAPES[name]
     z, runs = tokens(shape), {key: make(shape, weight) for key, make in CONTENDERS.items()}
     check(runs, z, shape, weight)
-    p50 = interleaved({key: lambda run=run: step(run, z) for key, run in runs.items()}, rounds)
-    products, ceiling = 6 * math.prod(shape[:3]) ** 2 * shape[3], matmul_ceiling()
+    calls = {key: lambda run=run: step(run, z) for key, run in runs.items()}
+    p50 = interleaved(calls, rounds)
+    products, ceiling = 6 * math.prod(shape[:3]) ** 2 * shape[3], ceilings.matmul()
     return [
         {
             **environment(), "allocator": allocator, "op": "token_contrast", "backend": key, "shape": name,
             "sizes": dict(zip(("views", "volumes", "positions", "dim"), shape, strict=True)), "weight": weight,
             "pass": "forward + backward", "dtype": "float32", "ms_p50": round(value, 2), "rounds": rounds,
             "ratio": round(p50["dense"] / value, 2), "ratio_to": "dense",
-            "of_matmul": round(products / (1e-3 * value) / ceiling, 2),
+            "of_matmul": round(products / value / ceiling, 2), "peak_extra_mib": ceilings.peak_extra(calls[key]),
         }
         for key, value in p50.items()
     ]  # fmt: skip
 
 
-def peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def memory(name: str, n: int) -> list[dict]:
     step(CONTENDERS[name]((2, 2, 4, 8), 5.0), tokens((2, 2, 4, 8)))
-    z = tokens(MEMORY[n])
-    before = peak()
-    step(CONTENDERS[name](MEMORY[n], 5.0), z)
+    z, run = tokens(MEMORY[n]), CONTENDERS[name](MEMORY[n], 5.0)
+    extra = ceilings.peak_extra(lambda: step(run, z))
     row = {"op": "token_contrast", "backend": name, "tokens": n, "dim": 128, "weight": 5.0, "dtype": "float32"}
-    return [{**environment(), **row, "pass": "forward + backward", "peak_extra_mib": round(peak() - before)}]
+    return [{**environment(), **row, "pass": "forward + backward", "peak_extra_mib": extra}]
 
 
 def fits(name: str, n: int) -> bool:

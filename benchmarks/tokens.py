@@ -5,7 +5,7 @@
 Each row is one process, with the allocator as it comes or told to keep its pages ("tuned"). Outputs and gradients are
 compared with the reference in fp64 first: no row on a red check, and none of a working tree that differs from its
 commit. The rounds of all contenders are interleaved. ``fraction_of_copy``: the bytes that must move, over the time, as
-a part of what torch copies in the same process.
+a part of what torch copies in the same process; ``peak_extra_mib``: memory beside the inputs.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import sys
 from typing import NamedTuple
 
+import ceilings
 import torch
 from apart import ALLOCATORS, apart
 from interleaved import interleaved
@@ -97,9 +98,7 @@ def check(name: str, case: Case, exact: Case, cotangents: list[Tensor]) -> None:
 
 def measure(d: int, rounds: int, allocator: str) -> list[dict]:
     rows, doubles = [], cases(d, torch.float64)
-    source = torch.randn(BATCH * TOKENS * d)
-    target = torch.empty_like(source)
-    copy = interleaved({"copy": lambda: target.copy_(source)}, rounds)["copy"] / (2 * source.numel())  # ms a float
+    ceiling = ceilings.copy(BATCH * TOKENS * d)
     for name, case in cases(d, torch.float32).items():
         with torch.no_grad():
             out = case.runs["reference"](*case.tensors)
@@ -114,7 +113,8 @@ def measure(d: int, rounds: int, allocator: str) -> list[dict]:
                 "sizes": {"batch": BATCH, "tokens": TOKENS, "kept": KEPT, "dim": d}, "pass": "forward + backward",
                 "dtype": "float32", "ms_p50": round(value, 3), "rounds": rounds,
                 "ratio": round(times[baseline] / value, 2), "ratio_to": baseline,
-                "fraction_of_copy": round(copy * case.floats / value, 2),
+                "fraction_of_copy": round(4 * case.floats / value / ceiling, 2),
+                "peak_extra_mib": ceilings.peak_extra(runs[key]),
             }
             for key, value in times.items()
         ]  # fmt: skip

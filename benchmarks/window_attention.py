@@ -5,7 +5,9 @@
 Both sides include the QKV projection. Each row is one process, with the allocator as it comes or told to keep its pages
 ("tuned"), because page faults are half the time of what allocates much. Outputs and gradients are compared with the
 reference in fp64 first: no row on a red check, and none of a working tree that differs from its commit. The rounds of
-all contenders are interleaved. FlexAttention has no backward on CPU, so it is in the forward alone.
+all contenders are interleaved. FlexAttention has no backward on CPU, so it is in the forward alone. ``of_matmul``: the
+products that the operation is made of, none of them made twice, over the time, as a part of what torch's own product of
+two large matrices reaches in the same process; ``peak_extra_mib``: memory beside the inputs.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import json
 import sys
 from typing import Any
 
+import ceilings
 import torch
 from apart import ALLOCATORS, apart
 from baselines import Partitioned, eager, flex, sdpa
@@ -81,7 +84,11 @@ def measure(shape: str, rounds: int, allocator: str, backward: bool) -> list[dic
             error = ((got - expected).abs().max() / expected.abs().max()).item()
             if error > 2e-5:
                 sys.exit(f"{name} is wrong at {shape}: relative error {error:.1e}; no row is written")
-    p50 = interleaved({name: lambda run=run: step(run, *given) for name, run in runs.items()}, rounds)
+    calls = {name: lambda run=run: step(run, *given) for name, run in runs.items()}
+    p50 = interleaved(calls, rounds)
+    ceiling, tokens = ceilings.matmul(), batch * grid**3
+    products = 2 * tokens * channels * (3 * channels + 2 * WINDOW**3) * (3 if backward else 1)
+    extra = {name: ceilings.peak_extra(call) for name, call in calls.items()}
     return [
         {
             **environment(), "allocator": allocator, "op": "window_attention", "backend": name, "shape": shape,
@@ -89,6 +96,7 @@ def measure(shape: str, rounds: int, allocator: str, backward: bool) -> list[dic
                       "shift": SHIFT},
             "pass": PASSES[backward], "dtype": "float32", "ms_p50": round(value, 2),
             "rounds": rounds, "ratio": round(p50["monai eager"] / value, 2), "ratio_to": "monai eager",
+            "of_matmul": round(products / value / ceiling, 2), "peak_extra_mib": extra[name],
         }
         for name, value in p50.items()
     ]  # fmt: skip
@@ -110,7 +118,7 @@ def main() -> None:
                 one = ("--one", shape, allocator, backward, "--rounds", options.rounds)
                 rows = apart(__file__, *one, allocator=allocator)
                 for row in rows:
-                    told = f"{row['backend']:<14} {row['ms_p50']:8.1f} ms  x{row['ratio']}"
+                    told = f"{row['backend']:<14} {row['ms_p50']:8.1f} ms  x{row['ratio']}  {row['peak_extra_mib']} MiB"
                     print(f"{shape}  {allocator:<8} {'both' if backward else 'forward':<8} {told}", flush=True)
                 append("window_attention", rows)
 
