@@ -28,10 +28,13 @@ def _git(*arguments: str) -> str:
 
 
 def _processor() -> str:
+    """Name, family and model: virtual machines give processors of several generations one name."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return f"{name or platform.machine()}, {torch.get_num_threads()} threads"
+    pairs = (line.split(":", 1) for line in (info.read_text().splitlines() if info.is_file() else []) if ":" in line)
+    said = {name.strip(): value.strip() for name, value in pairs}
+    name = said.get("model name") or platform.processor() or platform.machine()
+    which = f", family {said['cpu family']} model {said['model']}" if {"cpu family", "model"} <= said.keys() else ""
+    return f"{name}{which}, {torch.get_num_threads()} threads"
 
 
 def environment(device: str = "cpu") -> dict[str, object]:

@@ -54,6 +54,27 @@ def test_more_of_it_in_the_interpreter():
     run_cases(__file__, "slow")
 
 
+@pytest.mark.parametrize(("side", "window"), [(514, 2), (2331, 9)])
+def test_more_windows_than_one_axis_of_a_grid_may_have(monkeypatch, side, window):
+    """CUDA's second and third axis end at 65,535; the only axis of these launches at 2^31 - 1."""
+    from medfast_kernels._triton import window_large, window_launch, window_small
+
+    grids = []
+
+    class Recorded:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return lambda *arguments, **options: None
+
+    for kernels in (window_small, window_large):
+        monkeypatch.setattr(kernels, "forward", Recorded())
+    qkv = torch.empty(1, side, side, 3, 1, 8, dtype=torch.float16)
+    given = (None, None, None, None, None, [window] * 2, [window] * 2, [0, 0], 1.0, False, True, False, 0.0, 0)
+    window_launch.forward(qkv, *given)
+    assert window_launch.call_of(qkv, *given).windows > 65_535
+    assert all(len(grid) == 1 and 0 < grid[0] < 2**31 for grid in grids) and len(grids) == 1
+
+
 def the_case(name):
     return LARGE[name.removeprefix("large, ")] if name.startswith("large") else SMALL[name]
 
