@@ -22,8 +22,9 @@ $(VENV)/.core: requirements/cpu.txt pyproject.toml setup.py $(wildcard csrc/*)
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.core requirements/dev.txt
+$(VENV)/.dev: $(VENV)/.core requirements/dev.txt requirements/peers.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements/dev.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r requirements/peers.txt
 	touch $@
 
 demo: $(VENV)/.core

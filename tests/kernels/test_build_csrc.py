@@ -1,5 +1,7 @@
 """The build of the C++ operators: where its tools are looked for, and how the library takes its place."""
 
+import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,3 +48,19 @@ def test_the_library_is_replaced_whole_and_only_by_a_good_one(monkeypatch, tmp_p
     with pytest.raises(subprocess.CalledProcessError):
         build_csrc.build(tmp_path / "build", library)
     assert library.read_text() == "new" and [p.name for p in library.parent.iterdir()] == ["_csrc.so"]
+
+
+@pytest.mark.slow
+def test_it_compiles_for_arm64(monkeypatch, tmp_path):
+    """Plain vectors alone; Debian's g++-aarch64-linux-gnu, and the headers of the torch that is here."""
+    cross = "aarch64-linux-gnu-g++"
+    if shutil.which(cross) is None or build_csrc.find_torch() is None:
+        pytest.skip(f"it needs {cross} and torch")
+    monkeypatch.setenv("CXX", cross)
+    monkeypatch.setenv("MEDFAST_CUDA", "0")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    *compiles, _ = build_csrc.steps(tmp_path, "arm")
+    build_csrc._run(tmp_path, compiles)
+    objects = [made for _, made, _ in compiles]
+    assert objects and all(made.read_bytes()[18] == 183 for made in objects)  # ELF's number of this machine
+    assert not any(name in made.stem for made in objects for name in ("avx2", "avx512"))
