@@ -168,6 +168,8 @@ def test_the_table_names_every_operator_and_backend(capsys, monkeypatch):
 
 
 def test_a_triton_that_is_too_old_is_refused_by_its_version(monkeypatch):
+    monkeypatch.setattr(_dispatch, "TRACED", True)  # with a torch that would do
+    monkeypatch.setattr(_dispatch, "_there", lambda module: True)
     monkeypatch.setattr(_dispatch, "import_module", lambda name: SimpleNamespace(__version__="3.4.0"))
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     _dispatch._why_triton_is_too_old.cache_clear()
