@@ -33,14 +33,12 @@ struct Block {
 
   const ContrastJob<T>& job;
   const int64_t begin, end, dim, wide;
-  T *rows, *scores, *top, *sum, *grad;  // (kBlock, dim), (kBlock, kColumns), 2 x (kBlock, lanes), (kBlock, wide)
+  const T* rows;                 // of z
+  T *scores, *top, *sum, *grad;  // (kBlock, kColumns), 2 x (kBlock, lanes), (kBlock, wide)
 
   Block(const ContrastJob<T>& job, int64_t begin, int64_t end, T* scratch)
-      : job(job), begin(begin), end(end), dim(job.dim), wide(round_up(dim, kLanes<T>)) {
+      : job(job), begin(begin), end(end), dim(job.dim), wide(round_up(dim, kLanes<T>)), rows(job.z + begin * dim) {
     lay_out(dim, scratch, this);
-    for (int64_t r = 0; r < kBlock; ++r)
-      for (int64_t c = 0; c < dim; ++c)
-        rows[r * dim + c] = begin + r < end ? job.z[(begin + r) * dim + c] : T(0);
   }
 
   static int64_t lay_out(int64_t dim, T* base, Block* block) {
@@ -50,10 +48,10 @@ struct Block {
       used += round_up(count, 64 / int64_t(sizeof(T)));
       return field;
     };
-    T* rows = take(kBlock * dim), *scores = take(kBlock * kColumns<T>);
+    T* scores = take(kBlock * kColumns<T>);
     T* top = take(kBlock * kLanes<T>), *sum = take(kBlock * kLanes<T>);
     T* grad = take(kBlock * round_up(dim, kLanes<T>));
-    if (block) block->rows = rows, block->scores = scores, block->top = top, block->sum = sum, block->grad = grad;
+    if (block) block->scores = scores, block->top = top, block->sum = sum, block->grad = grad;
     return used;
   }
 

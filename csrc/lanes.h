@@ -19,8 +19,8 @@ struct Lanes<float> {
   static constexpr int exponent = 23, degree = 7;
   static constexpr float magic = 12582912.0f, lowest = -86.0f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
   static constexpr float lowest2 = -125.0f;
-  static constexpr float exp2[] = {1.0f, 6.9314720286e-1f, 2.4022647914e-1f, 5.5503324712e-2f,  // best on [-1/2, 1/2],
-                                   9.6184373574e-3f, 1.3398874404e-3f, 1.5353361945e-4f};       // 2e-9 of 2^r
+  static constexpr float exp2[] = {1.0f, 6.9314720286e-1f, 2.4022647914e-1f, 5.5503324712e-2f,  // best on [-1/2, 1/2]:
+                                   9.6184373574e-3f, 1.3398874404e-3f, 1.5353361945e-4f};       // 2e-8 of 2^r
 };
 template <>
 struct Lanes<double> {
@@ -115,7 +115,7 @@ INLINE Vec<T> exp_lanes(Vec<T> x) {
 #pragma GCC unroll 16
   for (int k = L::degree - 2; k >= 0; --k) series = series * r + coefficient[k];
   const I bits = (I)series + ((I)shifted << L::exponent);
-  return x < L::lowest ? Vec<T>{} : (Vec<T>)bits;
+  return x >= L::lowest ? (Vec<T>)bits : larger<T>(Vec<T>{}, x);  // NaN stays
 }
 
 // Keeps a vector in its register: the compiler otherwise reads it again from memory for each row that it multiplies.
@@ -149,7 +149,7 @@ INLINE Vec<T> exp2_lanes(Vec<T> x) {
 #pragma GCC unroll 16
   for (int k = degree - 2; k >= 0; --k) series = series * r + coefficient[k];
   const I bits = (I)series + ((I)shifted << L::exponent);
-  return x < L::lowest2 ? Vec<T>{} : (Vec<T>)bits;
+  return x >= L::lowest2 ? (Vec<T>)bits : larger<T>(Vec<T>{}, x);  // NaN stays
 }
 
 template <class T, int R, int V, class Init, class Done>
@@ -191,7 +191,7 @@ INLINE void product_strip(const T* a, int64_t across, int64_t along, int64_t row
 template <class T, class Init, class Done>
 INLINE void product(const T* a, int64_t across, int64_t along, int64_t rows, const T* b, int64_t ldb, int64_t vectors,
                     int64_t depth, Init init, Done done) {
-  constexpr int narrow = kBytes == 64 ? 16 : 8;  // rows of a tile of one vector: sums take 16 of 32 or 8 of 16 registers
+  constexpr int narrow = kBytes == 64 ? 16 : 8;  // rows of a tile of one vector: half of the registers
   int64_t v = 0;
   if constexpr (narrow == 16)
     for (; v + 4 <= vectors; v += 4)

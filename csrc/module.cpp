@@ -43,7 +43,7 @@ py::dict window_plan(const Sizes& grid, const Sizes& window, const Sizes& shift,
   shown["source"] = plan.source;
   shown["region"] = plan.region;
   shown["masked"] = std::vector<bool>(plan.masked.begin(), plan.masked.end());
-  shown["launch"] = Sizes{plan.chunks(batch), heads};
+  shown["launch"] = Sizes{plan.chunks(batch, heads), heads};
   return shown;
 }
 

@@ -2,34 +2,10 @@
 // compiler turns into vectors.
 #include "random_kernel.h"
 
-#include "philox.h"
+#include "philox_group.h"
 #include "scalar_math.h"
 
 namespace {
-
-constexpr int kBlocks = kRandomGroup / 4;
-
-// Philox-4x32-10 on kBlocks consecutive blocks; layout and source: medfast_kernels/key.py
-void words(const Philox& philox, int64_t sample, uint32_t first_block, uint32_t* out) {
-  const int64_t* address = philox.address + 3 * sample;
-  uint32_t word[4][kBlocks];
-  for (int i = 0; i < kBlocks; ++i) {
-    word[0][i] = first_block + uint32_t(i);
-    for (int w = 1; w < 4; ++w) word[w][i] = uint32_t(address[w - 1]);
-  }
-  uint32_t key0 = uint32_t(philox.seed), key1 = uint32_t(philox.seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    for (int i = 0; i < kBlocks; ++i) {
-      const uint64_t product0 = uint64_t(word[0][i]) * 0xD2511F53u, product1 = uint64_t(word[2][i]) * 0xCD9E8D57u;
-      word[0][i] = uint32_t(product1 >> 32) ^ word[1][i] ^ key0;
-      word[2][i] = uint32_t(product0 >> 32) ^ word[3][i] ^ key1;
-      word[1][i] = uint32_t(product1), word[3][i] = uint32_t(product0);
-    }
-    key0 += 0x9E3779B9u, key1 += 0xBB67AE85u;
-  }
-  for (int i = 0; i < kBlocks; ++i)
-    for (int w = 0; w < 4; ++w) out[4 * i + w] = word[w][i];
-}
 
 // cos and sin of 0 <= x <= 2 pi: Taylor series around the nearest multiple of pi / 2.
 inline void cos_sin(float x, float& cos, float& sin) {
@@ -59,5 +35,5 @@ void normal(const uint32_t* word, float* out) {
 }  // namespace
 
 namespace MEDFAST_ISA {
-extern constexpr RandomKernel random_kernel{words, normal};
+extern constexpr RandomKernel random_kernel{philox_group, normal};
 }  // namespace MEDFAST_ISA

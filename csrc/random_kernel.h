@@ -4,9 +4,7 @@
 #include <cstdint>
 
 #include "isa.h"
-#include "philox.h"
-
-constexpr int kRandomGroup = 64;  // numbers made at once
+#include "philox_group.h"
 
 struct RandomKernel {
   void (*words)(const Philox& philox, int64_t sample, uint32_t first_block, uint32_t* out);  // kRandomGroup of each

@@ -1,5 +1,6 @@
 // Window attention on CPU: the plan of windows, the choice of instruction set, and threads over chunks of windows.
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <list>
 #include <memory>
@@ -60,7 +61,15 @@ T* data(const Tensor& x) {
   return static_cast<T*>(x.mutable_data_ptr());
 }
 
-// The bias in powers of two, rows padded to whole vectors with -inf, so that no key beyond the window is ever attended.
+// A score as a power of two. One that is finite stays so: masks are made of the lowest number there is.
+template <class T>
+T power_of_two(T score) {
+  const T power = T(kLog2E) * score, most = std::numeric_limits<T>::max();
+  return std::isfinite(score) ? std::clamp(power, -most, most) : score;
+}
+
+// The bias in powers of two. For the backward rows are padded to whole vectors with -inf, so that no key beyond the
+// window is ever attended.
 template <class T>
 std::vector<T> bias_rows(const OptionalTensor& bias, int64_t heads, int64_t n, int64_t stride, bool transposed) {
   std::vector<T> rows(heads * n * stride, T(0));
@@ -70,7 +79,7 @@ std::vector<T> bias_rows(const OptionalTensor& bias, int64_t heads, int64_t n, i
       T* row = rows.data() + (h * n + i) * stride;
       if (bias) {
         const T* from = data<T>(dense) + h * n * n;
-        for (int64_t j = 0; j < n; ++j) row[j] = T(kLog2E) * (transposed ? from[j * n + i] : from[i * n + j]);
+        for (int64_t j = 0; j < n; ++j) row[j] = power_of_two(transposed ? from[j * n + i] : from[i * n + j]);
       }
       if (!transposed) std::fill(row + n, row + stride, -std::numeric_limits<T>::infinity());
     }
@@ -96,7 +105,7 @@ struct Call {
     batch = qkv.size(0), heads = qkv.size(2 + axes), dim = qkv.size(3 + axes);
     const int64_t lanes = kernel<T>().lanes;
     stride = (plan.tokens + lanes - 1) / lanes * lanes;
-    chunks = plan.chunks(batch);
+    chunks = plan.chunks(batch, heads);
     bias = bias_rows<T>(bias_, heads, plan.tokens, stride, !backward);
     pad_value = pad_value_ ? torch::stable::contiguous(*pad_value_) : zeros(qkv, {3, heads, dim});
     if (keep_) keep = torch::stable::contiguous(*keep_);
@@ -141,10 +150,12 @@ std::tuple<Tensor, Tensor> forward(Call<T> call, std::vector<int64_t> out_size) 
 
 // sum over chunks, in their order, of `rows` rows of `from` elements, of which the first `to` count
 template <class T>
-void add_chunks(const std::vector<T>& parts, int64_t chunks, int64_t rows, int64_t from, int64_t to, T* sum) {
-  for (int64_t chunk = 0; chunk < chunks; ++chunk)
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t c = 0; c < to; ++c) sum[r * to + c] += parts[(chunk * rows + r) * from + c];
+void add_chunks(const T* parts, int64_t chunks, int64_t rows, int64_t from, int64_t to, T* sum) {
+  torch::stable::parallel_for(0, rows, 1024, [&](int64_t begin, int64_t end) {
+    for (int64_t chunk = 0; chunk < chunks; ++chunk)
+      for (int64_t r = begin; r < end; ++r)
+        for (int64_t c = 0; c < to; ++c) sum[r * to + c] += parts[(chunk * rows + r) * from + c];
+  });
 }
 
 template <class T>
@@ -155,13 +166,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Call<T> call, const Tensor& 
   Tensor grad_qkv = torch::stable::new_empty(call.qkv, call.qkv.sizes());
   Tensor grad_bias = call.zeros(call.qkv, bias ? std::vector<int64_t>{heads, n, n} : std::vector<int64_t>{0});
   Tensor grad_pad = call.zeros(call.qkv, {3, heads, dim}), grad_scale = call.zeros(call.qkv, {heads});
-  std::vector<T> bias_parts(bias ? slots * n * call.stride : 0), pad_parts(slots * 3 * dim), scale_parts(slots);
+  const std::unique_ptr<T[]> bias_parts(bias ? new T[slots * n * call.stride] : nullptr);  // each thread zeroes its own
+  std::vector<T> pad_parts(slots * 3 * dim), scale_parts(slots);
   call.job.out = data<T>(out), call.job.softmax = data<T>(softmax), call.job.grad_out = data<T>(grad_out);
-  call.job.grad_qkv = data<T>(grad_qkv), call.job.grad_bias = bias ? bias_parts.data() : nullptr;
+  call.job.grad_qkv = data<T>(grad_qkv), call.job.grad_bias = bias_parts.get();
   call.job.grad_pad = pad_parts.data(), call.job.grad_scale = scale_parts.data();
   if (call.chunks) call.run(kernel<T>().backward);
-  if (bias) add_chunks(bias_parts, call.chunks, heads * n, call.stride, n, data<T>(grad_bias));
-  add_chunks(scale_parts, call.chunks, heads, 1, 1, data<T>(grad_scale));
+  if (bias) add_chunks(bias_parts.get(), call.chunks, heads * n, call.stride, n, data<T>(grad_bias));
+  add_chunks(scale_parts.data(), call.chunks, heads, 1, 1, data<T>(grad_scale));
   for (int64_t slot = 0; slot < slots; ++slot)
     for (int64_t part = 0; part < 3; ++part)
       for (int64_t c = 0; c < dim; ++c)
@@ -194,11 +206,11 @@ std::tuple<Tensor, Tensor> window_attention(Tensor qkv, OptionalTensor bias, Ten
 std::tuple<Tensor, Tensor, Tensor, Tensor> window_attention_backward(
     Tensor grad, Tensor out, Tensor softmax, Tensor qkv, OptionalTensor bias, Tensor scale, OptionalTensor pad_value,
     OptionalTensor keep, OptionalTensor draw, std::vector<int64_t> window, std::vector<int64_t> shift, bool cosine,
-    bool live_pads, double dropout, int64_t seed) {
+    bool live_pads, double dropout, int64_t seed, bool of_bias) {
   return by_type(qkv, [&](auto zero) {
     return backward(Call<decltype(zero)>(qkv, bias, scale, pad_value, keep, draw, window, shift, cosine, live_pads, dropout,
                                          seed, true),
-                    grad, out, softmax, bias.has_value());
+                    grad, out, softmax, of_bias);
   });
 }
 
@@ -211,7 +223,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> window_attention_backward(
 STABLE_TORCH_LIBRARY_FRAGMENT(MEDFAST_NAMESPACE, m) {
   m.def("window_attention(" WINDOW_ARGUMENTS ") -> (Tensor, Tensor)");
   m.def("window_attention_backward(Tensor grad, Tensor out, Tensor softmax, " WINDOW_ARGUMENTS
-        ") -> (Tensor, Tensor, Tensor, Tensor)");
+        ", bool of_bias) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(MEDFAST_NAMESPACE, CPU, m) {

@@ -18,7 +18,7 @@ struct WindowJob {
   const float* region;    // (windows, N): tokens see each other if their regions are equal
   const uint8_t* masked;  // (windows): more than one region inside
   const T* qkv;           // (batch, grid_tokens, 3, heads, dim)
-  const T* bias;          // (heads, N, stride of N) / ln 2, -inf beyond N: keys x queries forward, else queries x keys
+  const T* bias;          // (heads, N, stride of N) / ln 2: keys x queries; backward queries x keys, -inf beyond N
   const T* scale;         // (heads)
   const T* pad_value;     // (3, heads, dim)
   const bool* keep;       // (batch) or null
@@ -30,7 +30,7 @@ struct WindowJob {
   // backward only
   const T* grad_out;
   T* grad_qkv;
-  T* grad_bias;   // (chunks, heads, N, stride of N) or null
+  T* grad_bias;   // (chunks, heads, N, stride of N) or null; need not be zeroed
   T* grad_pad;    // (chunks, heads, 3, dim)
   T* grad_scale;  // (chunks, heads)
 };

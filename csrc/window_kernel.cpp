@@ -4,13 +4,13 @@
 
 namespace {
 
-constexpr int64_t kQueries = kBytes == 64 ? 4 : 2;  // vectors of queries whose scores the forward holds at once
-
 template <class T>
 void Window<T>::forward() const {
   read(0, job.cosine ? this->q : nullptr, job.cosine ? this->norm_q : nullptr);
-  to_lanes(scale * T(kLog2E), this->q_lanes);
+  to_lanes(T(1), this->q_lanes);
   read(1, this->k, job.cosine ? this->norm_k : nullptr);
+  for (int64_t j = 0; j < n; ++j)  // k is what is scaled in the backward too: the same scores to the last bit
+    copy_row(this->k + j * wide, scale * T(kLog2E), this->k + j * wide, dim);
   read(2, this->v, nullptr);
   if (job.dropout > 0) draw(false);
   for (int64_t first = 0; first < vectors; first += kQueries) forward_block(first);
@@ -47,7 +47,7 @@ void Window<T>::forward_block(int64_t first) const {
       store(column + j * lanes, job.dropout > 0 ? p * load(kept + j * stride + v * kLanes<T>) : p);
     }
     sum[v] = T(1) / sum[v];
-    const int64_t there = queries - v * kLanes<T> < kLanes<T> ? queries - v * kLanes<T> : kLanes<T>;
+    const int64_t left = queries - v * kLanes<T>, there = left < 0 ? 0 : left < kLanes<T> ? left : kLanes<T>;
     __builtin_memcpy(highest() + begin + v * kLanes<T>, &top[v], there * sizeof(T));
     __builtin_memcpy(inverse_sum() + begin + v * kLanes<T>, &sum[v], there * sizeof(T));
   }
@@ -69,8 +69,8 @@ void Window<T>::backward(T* grad_bias, T* grad_pad, T* grad_scale) const {
   for (int64_t i = 0; i < n; ++i) {
     const int64_t at = in_out(sample) + source[i] * out_step;
     const T *grad = source[i] < 0 ? this->none : job.grad_out + at, *out = source[i] < 0 ? this->none : job.out + at;
-    // the inverse sum is here once, so that nothing that follows is divided
-    this->delta[i] = copy_row(this->grad_out + i * wide, inverse_sum()[i], grad, out, dim);
+    copy_row(this->grad_out + i * wide, inverse_sum()[i], grad, dim);
+    this->delta[i] = dot(this->grad_out + i * wide, out, dim);
   }
   if (job.dropout > 0) draw(true);
   for (int64_t i = 0; i < n; i += kBlock) backward_block(i, n - i < kBlock ? n - i : kBlock, grad_bias);
@@ -156,6 +156,7 @@ void backward(const WindowJob<T>& job, const Chunk& chunk, T* scratch) {
     for (int64_t head = chunk.head_begin; head < chunk.head_end; ++head) {
       const int64_t slot = chunk.index * job.heads + head;
       T* grad_bias = job.grad_bias ? job.grad_bias + slot * window.n * window.stride : nullptr;
+      if (grad_bias && index == chunk.begin) __builtin_memset(grad_bias, 0, window.n * window.stride * sizeof(T));
       if (window.enter(index, chunk.end, head))
         window.backward(grad_bias, job.grad_pad + slot * 3 * job.dim, job.grad_scale + slot);
       else

@@ -25,8 +25,11 @@ struct Plan {
   std::vector<int32_t> source;                       // (windows, N) token of the grid, -1 for padding
   std::vector<float> region;                         // (windows, N): tokens see each other if their regions are equal
   std::vector<uint8_t> masked;                       // (windows): more than one region inside
-  // Chunks of windows that threads share, for each head; more would only make the sum of their bias gradients longer.
-  int64_t chunks(int64_t batch) const { return std::min<int64_t>(16, batch * windows); }
+  // Chunks of windows that threads share, for each head: a function of the shape alone, so that sums over them are the
+  // same bits on any number of threads. More would only make the sum of their bias gradients longer.
+  int64_t chunks(int64_t batch, int64_t heads) const {
+    return std::min(std::clamp<int64_t>(64 / heads, 4, 16), batch * windows);
+  }
 };
 
 // window, shift: effective, one per grid axis; a 2D grid gets a first axis of length 1

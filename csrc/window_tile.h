@@ -3,12 +3,13 @@
 #pragma once
 
 #include "lanes.h"
-#include "philox.h"
+#include "philox_group.h"
 #include "window_job.h"
 
 namespace {
 
-constexpr int64_t kBlock = 32;  // queries of a window whose scores the backward holds at once
+constexpr int64_t kBlock = 32;                      // queries of a window whose scores the backward holds at once
+constexpr int64_t kQueries = kBytes == 64 ? 4 : 2;  // vectors of queries whose scores the forward holds at once
 
 constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -17,14 +18,16 @@ constexpr int64_t stride_of(int64_t n) {
   return round_up(n, kLanes<T> > 4 ? kLanes<T> : 4);
 }
 
-// Scratch of one window of one head. wide: dim, stride: N, both in whole vectors; what lies beyond is and stays zero.
+// Scratch of one window of one head. wide: dim, stride: N, both in whole vectors. What lies beyond N and dim is and
+// stays zero in what is read in whole vectors: the rows of q, k, v and grad_out, and their lanes. grad_out and delta are
+// divided by the sum of the row's exponentials, so that nothing that they are multiplied with has to be.
 template <class T>
 struct Scratch {
   T *q, *k, *v, *grad_out, *grad_q, *grad_kv;  // (stride, wide)
   T *q_lanes, *k_lanes, *v_lanes;              // (dim, stride): one token per lane
   T *out_lanes, *grad_k_lanes, *grad_v_lanes;  // (dim, stride)
   T *scores, *grad_scores;                     // a block of them
-  T *norm_q, *norm_k, *region, *delta;         // (stride): inverse norms, ids, sum_j P_ij dP_ij
+  T *norm_q, *norm_k, *region, *delta;         // (stride): inverse norms, ids, sum_j P_ij dP_ij / sum
   T *none, *unread;                            // a row of zeros, and one that nobody reads
   T* kept;                                     // (N, stride): 0 or 1 / (1 - dropout)
   const T** from;                              // (stride): where rows are read
@@ -32,7 +35,7 @@ struct Scratch {
 
   static int64_t lay_out(int64_t n, int64_t dim, T* base, Scratch* scratch) {
     const int64_t wide = round_up(dim, kLanes<T>), stride = stride_of<T>(n);
-    const int64_t block = kBlock > 4 * kLanes<T> ? kBlock : 4 * kLanes<T>;
+    const int64_t block = kBlock > kQueries * kLanes<T> ? kBlock : kQueries * kLanes<T>;
     int64_t used = 0;
     const auto take = [&](auto*& field, int64_t count) {
       field = reinterpret_cast<decltype(&*field)>(base + used);
@@ -53,18 +56,13 @@ struct Scratch {
   }
 };
 
-// to = factor * from; returns the product of what is written with `other`.
 template <class T>
-INLINE T copy_row(T* to, T factor, const T* from, const T* other, int64_t dim) {
+INLINE T dot(const T* a, const T* b, int64_t dim) {
   typename Four<T>::V sum{};
   int64_t c = 0;
-  for (; c + 4 <= dim; c += 4) {
-    const auto x = factor * Four<T>::load(from + c);
-    Four<T>::store(to + c, x);
-    sum += x * Four<T>::load(other + c);
-  }
+  for (; c + 4 <= dim; c += 4) sum += Four<T>::load(a + c) * Four<T>::load(b + c);
   T total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-  for (; c < dim; ++c) total += (to[c] = factor * from[c]) * other[c];
+  for (; c < dim; ++c) total += a[c] * b[c];
   return total;
 }
 
@@ -143,7 +141,7 @@ struct Window : Scratch<T> {
     if (!norm) return;
     for (int64_t i = 0; i < n; ++i) {
       T* x = rows + i * wide;
-      const T square = copy_row(x, T(1), x, x, dim);
+      const T square = dot(x, x, dim);
       const T length = sizeof(T) == 4 ? T(__builtin_sqrtf(float(square))) : T(__builtin_sqrt(double(square)));
       norm[i] = length > T(1e-12) ? T(1) / length : T(-1e12);  // negative: clamped, a constant to the gradient
       copy_row(x, norm[i] < 0 ? -norm[i] : norm[i], x, dim);
@@ -175,15 +173,19 @@ struct Window : Scratch<T> {
   }
   // kept[a * stride + b]: a is the query and b the key (backward), or the other way round
   void draw(bool queries_first) const {
-    const double survivor = 1.0 / (1.0 - job.dropout);
-    const int64_t first = (window * job.heads + head) * n * n;
-    uint32_t word[4] = {};
-    for (int64_t p = 0; p < n * n; ++p) {
-      const int64_t index = first + p;
-      if (p == 0 || index % 4 == 0) philox_block(job.philox, sample, uint32_t(index / 4), word);
-      const bool keeps = float(word[index % 4] >> 8) * 0x1p-24f >= float(job.dropout);
-      const int64_t i = p / n, j = p % n;
-      this->kept[queries_first ? i * stride + j : j * stride + i] = keeps ? T(survivor) : T(0);
+    const T survivor = T(1.0 / (1.0 - job.dropout));
+    const uint32_t least = uint32_t(__builtin_ceilf(float(job.dropout) * 0x1p24f));  // of the top 24 bits
+    const int64_t begin = (window * job.heads + head) * n * n, end = begin + n * n;
+    const int64_t query_step = queries_first ? stride : 1, key_step = queries_first ? 1 : stride;
+    uint32_t word[kRandomGroup];
+    int64_t query = 0, key = 0;
+    for (int64_t index = begin; index < end;) {
+      const int64_t first = index / 4 * 4;
+      philox_group(job.philox, sample, uint32_t(first / 4), word);
+      for (; index < end && index < first + kRandomGroup; ++index) {
+        this->kept[query * query_step + key * key_step] = word[index - first] >> 8 >= least ? survivor : T(0);
+        if (++key == n) key = 0, ++query;
+      }
     }
   }
 
@@ -198,7 +200,7 @@ struct Window : Scratch<T> {
     for (int64_t i = 0; i < n; ++i) {
       T* g = rows + i * wide;
       if (norm) {  // through x / |x|
-        const T along = norm[i] < 0 ? T(0) : copy_row(g, T(1), g, unit + i * wide, dim);
+        const T along = norm[i] < 0 ? T(0) : dot(g, unit + i * wide, dim);
         for (int64_t c = 0; c < dim; ++c)
           g[c] = (g[c] - along * unit[i * wide + c]) * (norm[i] < 0 ? -norm[i] : norm[i]);
       }

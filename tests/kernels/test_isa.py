@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,6 +38,20 @@ def test_older_instruction_sets(isa):
     done = run(CHECK, isa)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [isa, *(f"{operator} None" for operator in _dispatch.OPERATORS)]
+
+
+@pytest.mark.parametrize("isa", ["avx2", "plain"])
+def test_window_attention_on_older_instruction_sets(isa):
+    """Whose vectors are shorter, so that other tokens and channels are the last of one."""
+    if isa == "avx2" and getattr(torch.ops, _dispatch.NAMESPACE).instruction_set() == "plain":
+        pytest.skip("this processor has no AVX2")
+    tests = Path(__file__).with_name("test_window_cpp.py")
+    flags = ["-q", "-x", "-p", "no:cacheprovider", "--hypothesis-profile=repeatable"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *flags, str(tests)], env={**os.environ, "MEDFAST_ISA": isa},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and "skipped" not in done.stdout, done.stdout + done.stderr
 
 
 def test_an_unknown_instruction_set_is_refused():

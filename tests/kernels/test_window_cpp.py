@@ -1,4 +1,4 @@
-"""The C++ kernels against the definition: every mode, every instruction set, any number of threads."""
+"""The C++ kernels against the definition: every mode, any number of threads. test_isa.py runs these on each instruction set."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -46,6 +46,15 @@ def compare(case, dtype):
 @pytest.mark.parametrize("name", NAMED)
 def test_named_cases(name, dtype):
     compare(NAMED[name], dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("window", [1, 2, 3, 5, 9, 17, 25, 27, 33, 49])
+def test_windows_of_any_length(window, dtype):
+    """Vectors and blocks of four that end inside, at and beyond the last token."""
+    compare(
+        {"grid": (1, 2 * window + 1), "window": (1, window), "shift": (0, window // 2), "dim": window % 7 + 1}, dtype
+    )
 
 
 @settings(max_examples=25, deadline=None)
@@ -114,6 +123,47 @@ def test_nan_stays_in_its_window():
     assert out[0, :4, :, :4].isnan().all() and out.isnan().sum() == out[0, :4, :, :4].numel()
 
 
+@pytest.mark.parametrize("bits", [0x7FC00001, 0x7FFFFFFF, -1])
+def test_nan_of_any_bits_stays_nan(bits):
+    """Its low bits are added to an exponent on the way."""
+    qkv, bias, options = arguments(NAMED["unshifted"], torch.float32)
+    poisoned = qkv.detach().clone()
+    poisoned[0, 0, 0, 0, 1] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    expected = mk.reference.window_attention(poisoned, bias, **options).isnan()
+    assert expected.any() and torch.equal(cpp(poisoned, bias, **options).isnan(), expected)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_a_bias_of_the_lowest_number_there_is(dtype):
+    """What masks are made of that must not give NaN where a whole row is masked."""
+    qkv = arguments({"grid": (4, 4), "window": 4}, dtype)[0].detach()
+    bias = torch.zeros(2, 16, 16, dtype=dtype)
+    bias[0, 3], bias[:, :, 7], bias[1, 5, :9] = torch.finfo(dtype).min, torch.finfo(dtype).min, -torch.inf
+    expected = mk.reference.window_attention(qkv, bias, window=4)
+    torch.testing.assert_close(cpp(qkv, bias, window=4), expected)
+
+
+def test_large_scores():
+    """The backward makes the scores of the forward again, to the last bit, else their rounding is an error of weights."""
+    qkv, bias, options = arguments(NAMED["stage one"], torch.float32)
+    options |= {"scale": 1e3}
+    exact = values_and_gradients(
+        mk.reference.window_attention, qkv.detach().double().requires_grad_(), bias.double(), options
+    )
+    ours, eager = (values_and_gradients(f, qkv, bias, options) for f in (cpp, mk.reference.window_attention))
+    for a, b, truth in zip(ours, eager, exact, strict=True):
+        assert (a - truth).square().mean() <= 9 * (b - truth).square().mean()
+
+
+def test_a_bias_that_needs_no_gradient_gets_none():
+    qkv, bias, options = arguments(NAMED["dense bias"])
+    qkv.grad = None
+    cpp(qkv, bias.detach(), **options).sum().backward()
+    fixed, qkv.grad = qkv.grad, None
+    cpp(qkv, bias, **options).sum().backward()
+    assert torch.equal(qkv.grad, fixed) and bias.grad is not None
+
+
 @pytest.mark.parametrize("name", ["padded, live", "cosine", "dense bias", "dropout"])
 def test_gradcheck(name):
     case = dict(NAMED[name], batch=1 if name != "dropout" else 2, heads=1, dim=2)
@@ -161,7 +211,8 @@ def test_opcheck(dtype):
     torch.library.opcheck(operator, given)
     out, softmax = operator(*given)
     backward = getattr(torch.ops, _dispatch.NAMESPACE).window_attention_backward
-    torch.library.opcheck(backward, (torch.ones_like(out), out, softmax, *given))
+    for of_bias in (True, False):
+        torch.library.opcheck(backward, (torch.ones_like(out), out, softmax, *given, of_bias))
 
 
 @pytest.mark.parametrize("name", ["stage one", "clipped, sliced", "dropout"])

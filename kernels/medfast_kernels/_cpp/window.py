@@ -45,10 +45,11 @@ def _fake(qkv, bias, scale, pad_value, keep, draw, window, shift, cosine, live_p
 
 
 def _fake_backward(grad, out, softmax, qkv, bias, scale, pad_value, *rest):
+    *_, of_bias = rest
     heads, dim = qkv.shape[-2:]
     return (
         torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device),
-        qkv.new_empty((0,) if bias is None else bias.shape),
+        qkv.new_empty(bias.shape if of_bias else (0,)),
         qkv.new_empty((3, heads, dim)),
         qkv.new_empty((heads,)),
     )
@@ -62,11 +63,11 @@ def _save(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad, _):
     *tensors, out, softmax = ctx.saved_tensors
-    bias, pad_value = tensors[1], tensors[3]
+    pad_value, of_bias = tensors[3], ctx.needs_input_grad[1]
     if grad is None:
         return (None,) * (len(tensors) + len(ctx.rest))
-    qkv, table, pads, scale = _OPERATORS.window_attention_backward(grad, out, softmax, *tensors, *ctx.rest)
-    grads = (qkv, None if bias is None else table, scale, None if pad_value is None else pads)
+    qkv, table, pads, scale = _OPERATORS.window_attention_backward(grad, out, softmax, *tensors, *ctx.rest, of_bias)
+    grads = (qkv, table if of_bias else None, scale, None if pad_value is None else pads)
     return *grads, *(None,) * (2 + len(ctx.rest))
 
 
