@@ -61,8 +61,11 @@ struct Call {
         panels((tokens + kernel<T>().panel - 1) / kernel<T>().panel), columns(panels * kernel<T>().panel),
         position(columns, Int(-1)), volume(columns, Int(-1)), packed(columns * z.size(3)),
         rows(backward ? columns * wide() : 0) {
-    STD_TORCH_CHECK(columns < std::numeric_limits<int32_t>::max(), "z has too many tokens: ", tokens);
     const int64_t volumes = z.size(1), positions = z.size(2);
+    STD_TORCH_CHECK(options.first >= 0 && options.count > 0 && options.count <= volumes - options.first,
+                    "anchors must be some of the ", volumes, " volumes");
+    STD_TORCH_CHECK(!ids || ids->numel() == volumes, "volume must hold ", volumes, " ids");
+    STD_TORCH_CHECK(columns < std::numeric_limits<int32_t>::max(), "z has too many tokens: ", tokens);
     const std::vector<Int> crops = one_id_per_volume(ids, volumes);
     for (int64_t token = 0; token < tokens; ++token) {
       position[token] = Int(token % positions);

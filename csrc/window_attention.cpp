@@ -13,14 +13,11 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include "window_bias.h"
 #include "window_job.h"
 #include "window_plan.h"
 
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 // The plans of the last geometries: a model has two for each of its stages, and asks for them in every pass.
 std::shared_ptr<const Plan> plan_of(const Axes& axes, bool live_pads) {
@@ -50,40 +47,21 @@ const WindowKernel<T>& kernel() {
   else return MEDFAST_PICK(window_double);
 }
 
-std::vector<int64_t> grid_of(const Tensor& qkv, size_t axes) {
+// The grid; the public function has checked all this, who calls the operator itself has not.
+std::vector<int64_t> checked_grid(const Tensor& qkv, const std::vector<int64_t>& window,
+                                  const std::vector<int64_t>& shift) {
+  const int64_t axes = window.size();
+  STD_TORCH_CHECK((axes == 2 || axes == 3) && qkv.dim() == axes + 4 && qkv.size(1 + axes) == 3,
+                  "qkv must be (b, *grid, 3, heads, dim) with a grid of 2 or 3 axes, as many as window has");
+  STD_TORCH_CHECK(shift.size() == window.size(), "shift must have as many axes as window");
+  STD_TORCH_CHECK(qkv.size(2 + axes) > 0 && qkv.size(3 + axes) > 0, "qkv needs a head and a channel");
   std::vector<int64_t> grid;
-  for (size_t i = 0; i < axes; ++i) grid.push_back(qkv.size(1 + i));
+  for (int64_t i = 0; i < axes; ++i) {
+    STD_TORCH_CHECK(qkv.size(1 + i) > 0 && window[i] > 0 && shift[i] >= 0 && shift[i] < window[i],
+                    "on each axis there must be a token, and 0 <= shift < window");
+    grid.push_back(qkv.size(1 + i));
+  }
   return grid;
-}
-
-template <class T>
-T* data(const Tensor& x) {
-  return static_cast<T*>(x.mutable_data_ptr());
-}
-
-// A score as a power of two. One that is finite stays so: masks are made of the lowest number there is.
-template <class T>
-T power_of_two(T score) {
-  const T power = T(kLog2E) * score, most = std::numeric_limits<T>::max();
-  return std::isfinite(score) ? std::clamp(power, -most, most) : score;
-}
-
-// The bias in powers of two. For the backward rows are padded to whole vectors with -inf, so that no key beyond the
-// window is ever attended.
-template <class T>
-std::vector<T> bias_rows(const OptionalTensor& bias, int64_t heads, int64_t n, int64_t stride, bool transposed) {
-  std::vector<T> rows(heads * n * stride, T(0));
-  const Tensor dense = bias ? torch::stable::contiguous(*bias) : Tensor();
-  for (int64_t h = 0; h < heads; ++h)
-    for (int64_t i = 0; i < n; ++i) {
-      T* row = rows.data() + (h * n + i) * stride;
-      if (bias) {
-        const T* from = data<T>(dense) + h * n * n;
-        for (int64_t j = 0; j < n; ++j) row[j] = power_of_two(transposed ? from[j * n + i] : from[i * n + j]);
-      }
-      if (!transposed) std::fill(row + n, row + stride, -std::numeric_limits<T>::infinity());
-    }
-  return rows;
 }
 
 // What both directions share: contiguous inputs, the plan, the bias, and the loop over chunks.
@@ -96,17 +74,23 @@ struct Call {
   std::vector<T> bias;
   WindowJob<T> job{};
 
-  Call(const Tensor& qkv_, const OptionalTensor& bias_, const Tensor& scale_, const OptionalTensor& pad_value_,
-       const OptionalTensor& keep_, const OptionalTensor& draw_, const std::vector<int64_t>& window,
-       const std::vector<int64_t>& shift, bool cosine, bool live_pads, double dropout, int64_t seed, bool backward)
-      : shared_plan(plan_of(three_axes(grid_of(qkv_, window.size()), window, shift), live_pads)), plan(*shared_plan),
-        qkv(torch::stable::contiguous(qkv_)), scale(torch::stable::contiguous(scale_)) {
+  Call(const Tensor& qkv_, const OptionalTensor& bias_, const OptionalTensor& rows, const Tensor& scale_,
+       const OptionalTensor& pad_value_, const OptionalTensor& keep_, const OptionalTensor& draw_,
+       const std::vector<int64_t>& window, const std::vector<int64_t>& shift, bool cosine, bool live_pads,
+       double dropout, int64_t seed, bool backward)
+      : shared_plan(plan_of(three_axes(checked_grid(qkv_, window, shift), window, shift), live_pads)),
+        plan(*shared_plan), qkv(torch::stable::contiguous(qkv_)), scale(torch::stable::contiguous(scale_)) {
     const int64_t axes = window.size();
     batch = qkv.size(0), heads = qkv.size(2 + axes), dim = qkv.size(3 + axes);
     const int64_t lanes = kernel<T>().lanes;
     stride = (plan.tokens + lanes - 1) / lanes * lanes;
     chunks = plan.chunks(batch, heads);
-    bias = bias_rows<T>(bias_, heads, plan.tokens, stride, !backward);
+    const auto fits = [&](const OptionalTensor& x, const char* name, size_t count) {
+      STD_TORCH_CHECK(!x || size_t(x->numel()) == count, name, " must hold ", count, " numbers");
+    };
+    fits(scale_, "scale", heads), fits(pad_value_, "pad_value", 3 * heads * dim), fits(keep_, "keep", batch);
+    fits(draw_, "draw", 3 * batch);
+    bias = bias_rows<T>(Bias(bias_, rows, heads, plan.tokens), heads, plan.tokens, stride, !backward);
     pad_value = pad_value_ ? torch::stable::contiguous(*pad_value_) : zeros(qkv, {3, heads, dim});
     if (keep_) keep = torch::stable::contiguous(*keep_);
     if (draw_) draw = torch::stable::contiguous(*draw_);
@@ -148,23 +132,34 @@ std::tuple<Tensor, Tensor> forward(Call<T> call, std::vector<int64_t> out_size) 
   return {out, softmax};
 }
 
-// sum over chunks, in their order, of `rows` rows of `from` elements, of which the first `to` count
+// The gradient of the bias, of all chunks in their order; that of an entry of a table sums pairs of tokens in theirs.
 template <class T>
-void add_chunks(const T* parts, int64_t chunks, int64_t rows, int64_t from, int64_t to, T* sum) {
-  torch::stable::parallel_for(0, rows, 1024, [&](int64_t begin, int64_t end) {
-    for (int64_t chunk = 0; chunk < chunks; ++chunk)
-      for (int64_t r = begin; r < end; ++r)
-        for (int64_t c = 0; c < to; ++c) sum[r * to + c] += parts[(chunk * rows + r) * from + c];
+Tensor bias_gradient(const Call<T>& call, const T* parts, const Tensor& like, const OptionalTensor& rows) {
+  const int64_t heads = call.heads, n = call.plan.tokens;
+  std::vector<int64_t> size;
+  for (int64_t i = 0; i < like.dim(); ++i) size.push_back(like.size(i));
+  Tensor grad = call.zeros(call.qkv, size);
+  if (!rows) {
+    add_chunks(parts, call.chunks, heads * n, call.stride, n, data<T>(grad));
+    return grad;
+  }
+  const Bias bias(like, rows, heads, n);
+  std::vector<T> dense(heads * n * n);
+  add_chunks(parts, call.chunks, heads * n, call.stride, n, dense.data());
+  torch::stable::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t h = begin; h < end; ++h)
+      for (int64_t pair = 0; pair < n * n; ++pair) data<T>(grad)[bias.at(h, heads, pair, n)] += dense[h * n * n + pair];
   });
+  return grad;
 }
 
 template <class T>
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Call<T> call, const Tensor& grad, const Tensor& out,
-                                                    const Tensor& softmax, bool bias) {
+                                                    const Tensor& softmax, const OptionalTensor& bias,
+                                                    const OptionalTensor& rows) {
   const int64_t heads = call.heads, n = call.plan.tokens, dim = call.dim, slots = call.chunks * heads;
   const Tensor grad_out = torch::stable::contiguous(grad);
   Tensor grad_qkv = torch::stable::new_empty(call.qkv, call.qkv.sizes());
-  Tensor grad_bias = call.zeros(call.qkv, bias ? std::vector<int64_t>{heads, n, n} : std::vector<int64_t>{0});
   Tensor grad_pad = call.zeros(call.qkv, {3, heads, dim}), grad_scale = call.zeros(call.qkv, {heads});
   const std::unique_ptr<T[]> bias_parts(bias ? new T[slots * n * call.stride] : nullptr);  // each thread zeroes its own
   std::vector<T> pad_parts(slots * 3 * dim), scale_parts(slots);
@@ -172,12 +167,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Call<T> call, const Tensor& 
   call.job.grad_qkv = data<T>(grad_qkv), call.job.grad_bias = bias_parts.get();
   call.job.grad_pad = pad_parts.data(), call.job.grad_scale = scale_parts.data();
   if (call.chunks) call.run(kernel<T>().backward);
-  if (bias) add_chunks(bias_parts.get(), call.chunks, heads * n, call.stride, n, data<T>(grad_bias));
   add_chunks(scale_parts.data(), call.chunks, heads, 1, 1, data<T>(grad_scale));
   for (int64_t slot = 0; slot < slots; ++slot)
     for (int64_t part = 0; part < 3; ++part)
       for (int64_t c = 0; c < dim; ++c)
         data<T>(grad_pad)[(part * heads + slot % heads) * dim + c] += pad_parts[(slot * 3 + part) * dim + c];
+  const Tensor grad_bias = bias ? bias_gradient(call, bias_parts.get(), *bias, rows) : call.zeros(call.qkv, {0});
   return {grad_qkv, grad_bias, grad_pad, grad_scale};
 }
 
@@ -189,36 +184,37 @@ auto by_type(const Tensor& qkv, F f) {
   return f(double());
 }
 
-std::tuple<Tensor, Tensor> window_attention(Tensor qkv, OptionalTensor bias, Tensor scale, OptionalTensor pad_value,
-                                            OptionalTensor keep, OptionalTensor draw, std::vector<int64_t> window,
-                                            std::vector<int64_t> shift, bool cosine, bool live_pads, double dropout,
-                                            int64_t seed) {
+std::tuple<Tensor, Tensor> window_attention(Tensor qkv, OptionalTensor bias, OptionalTensor rows, Tensor scale,
+                                            OptionalTensor pad_value, OptionalTensor keep, OptionalTensor draw,
+                                            std::vector<int64_t> window, std::vector<int64_t> shift, bool cosine,
+                                            bool live_pads, double dropout, int64_t seed) {
   return by_type(qkv, [&](auto zero) {
+    Call<decltype(zero)> call(qkv, bias, rows, scale, pad_value, keep, draw, window, shift, cosine, live_pads, dropout,
+                              seed, false);
     std::vector<int64_t> size;
     for (size_t i = 0; i <= window.size(); ++i) size.push_back(qkv.size(i));
-    size.push_back(qkv.size(window.size() + 2) * qkv.size(window.size() + 3));
-    return forward(Call<decltype(zero)>(qkv, bias, scale, pad_value, keep, draw, window, shift, cosine, live_pads, dropout,
-                                        seed, false),
-                   size);
+    size.push_back(call.heads * call.dim);
+    return forward(std::move(call), size);
   });
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> window_attention_backward(
-    Tensor grad, Tensor out, Tensor softmax, Tensor qkv, OptionalTensor bias, Tensor scale, OptionalTensor pad_value,
-    OptionalTensor keep, OptionalTensor draw, std::vector<int64_t> window, std::vector<int64_t> shift, bool cosine,
-    bool live_pads, double dropout, int64_t seed, bool of_bias) {
+    Tensor grad, Tensor out, Tensor softmax, Tensor qkv, OptionalTensor bias, OptionalTensor rows, Tensor scale,
+    OptionalTensor pad_value, OptionalTensor keep, OptionalTensor draw, std::vector<int64_t> window,
+    std::vector<int64_t> shift, bool cosine, bool live_pads, double dropout, int64_t seed, bool of_bias) {
   return by_type(qkv, [&](auto zero) {
-    return backward(Call<decltype(zero)>(qkv, bias, scale, pad_value, keep, draw, window, shift, cosine, live_pads, dropout,
-                                         seed, true),
-                    grad, out, softmax, of_bias);
+    Call<decltype(zero)> call(qkv, bias, rows, scale, pad_value, keep, draw, window, shift, cosine, live_pads, dropout,
+                              seed, true);
+    STD_TORCH_CHECK(!of_bias || bias, "without a bias it has no gradient");
+    return backward(std::move(call), grad, out, softmax, of_bias ? bias : OptionalTensor(), rows);
   });
 }
 
 }  // namespace
 
 #define WINDOW_ARGUMENTS                                                                                  \
-  "Tensor qkv, Tensor? bias, Tensor scale, Tensor? pad_value, Tensor? keep, Tensor? draw, int[] window, " \
-  "int[] shift, bool cosine, bool live_pads, float dropout, int seed"
+  "Tensor qkv, Tensor? bias, Tensor? rows, Tensor scale, Tensor? pad_value, Tensor? keep, Tensor? draw, " \
+  "int[] window, int[] shift, bool cosine, bool live_pads, float dropout, int seed"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(MEDFAST_NAMESPACE, m) {
   m.def("window_attention(" WINDOW_ARGUMENTS ") -> (Tensor, Tensor)");

@@ -13,7 +13,19 @@ import sys
 
 import torch
 
-from ._dispatch import BACKENDS, OPERATORS, choose, devices, evidence, facts, interpreted, no_evidence, proven, why_not
+from ._dispatch import (
+    BACKENDS,
+    OPERATORS,
+    Refused,
+    choose,
+    devices,
+    evidence,
+    facts,
+    interpreted,
+    no_evidence,
+    proven,
+    why_not,
+)
 from ._evidence import device_name, verdict_path
 
 
@@ -24,7 +36,11 @@ def table() -> None:
     for device in devices():
         print(f"\non {device}, {device_name(device)}")
         for operator in OPERATORS:
-            chosen = choose(operator, device)
+            try:
+                chosen = choose(operator, device)
+            except (Refused, ValueError) as reason:  # MEDFAST_BACKEND asks for what cannot run
+                chosen = None
+                print(f"  {operator:<16} ERROR      {reason}")
             for name in BACKENDS:
                 reason = why_not(operator, name, device)
                 print(f"  {operator:<16} {name:<10} {reason or ('chosen' if name == chosen else 'runs if asked for')}")

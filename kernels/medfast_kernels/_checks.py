@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -19,6 +21,19 @@ Share = TypeVar("Share", bound="float | Tensor | None")
 def one_of(name: str, value: str, accepted: Sequence[str]) -> None:
     if value not in accepted:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}")
+
+
+def number(name: str, value: object) -> None:
+    """Refuse what is no finite number; True and False are none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a float or an int, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
+def switch(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -40,6 +55,11 @@ def check_beside(name: str, value: Tensor, shape: tuple[int, ...], x: Tensor, of
             f"{name} must be {x.dtype} as {of} is, or fp32 where {of} has 16 bits, or 16 bits where {of} is fp32; "
             f"got {value.dtype}"
         )
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager:
+    """As it is without autocast, which the meta device does not know."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def check_device(name: str, value: Tensor, x: Tensor, of: str) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import wide
+from ._checks import number, wide
 
 
 class Problem(NamedTuple):
@@ -37,6 +37,6 @@ def check(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Pro
     dtypes = {wide(x.dtype) for x in (q, k, v)}
     if len(dtypes) > 1:
         raise ValueError(f"q, k and v must all be fp64 or none, got {q.dtype}, {k.dtype} and {v.dtype}")
-    if scale is not None and (not isinstance(scale, (int, float)) or isinstance(scale, bool)):
-        raise TypeError(f"scale must be None or a float, got {type(scale).__name__}")
+    if scale is not None:
+        number("scale", scale)
     return Problem(q, k, v, q.shape[2] ** -0.5 if scale is None else float(scale), dtypes.pop())

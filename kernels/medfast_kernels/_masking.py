@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import check_device, one_of, with_samples, within
+from ._checks import check_device, number, one_of, with_samples, within
 from .key import Key
 
 HINT_MODES = ("random", "top")
@@ -110,9 +110,11 @@ def _check_shares(attention, ratio, hint, hint_ratio, hint_mode: str, order: str
             if tuple(share.shape) != attention.shape[:1] or not share.is_floating_point():
                 got = f"{share.dtype} {tuple(share.shape)}"
                 raise ValueError(f"{name} must be a float or a floating ({len(attention)},) tensor, got {got}")
+            if share.dtype not in (torch.float32, torch.float64):  # 16 bits do not tell 0.7 n from its neighbours
+                raise TypeError(f"{name} must be a float, or a tensor of fp32 or fp64, got {share.dtype}")
             check_device(name, share, attention, "attention")
-        elif not (share is None and name == "hint_ratio") and not isinstance(share, (int, float)):
-            raise TypeError(f"{name} must be a float, got {type(share).__name__}")
+        elif not (share is None and name == "hint_ratio"):
+            number(name, share)
     within(hint, "hint", 0.0, 1.0)
     if hint_ratio is not None and hint_mode == "top":
         raise ValueError('hint_ratio says how many of the top are drawn: it needs hint_mode="random", got "top"')

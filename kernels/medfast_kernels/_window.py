@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import check_beside, check_device, one_of, with_samples
+from ._checks import check_beside, check_device, number, one_of, switch, with_samples
 from .key import Key
 
 PADS = ("bias", "mask")
@@ -89,8 +89,9 @@ def check(
     _check_bias(bias, heads, full, math.prod(effective), qkv)
     if pad_value is not None:
         check_beside("pad_value", pad_value, (3, heads, dim), qkv, "qkv")
-    if not isinstance(dropout, (int, float)):
-        raise TypeError(f"dropout must be a number, got {type(dropout).__name__}")
+    number("dropout", dropout)
+    switch("cosine", cosine)
+    switch("clip", clip)
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout must be in [0, 1), got {dropout}")
     if keep is not None and (not isinstance(keep, Tensor) or keep.dtype != torch.bool):
@@ -106,10 +107,12 @@ def check(
 
 
 def _per_axis(name: str, value: int | Sequence[int], axes: int, least: int) -> tuple[int, ...]:
+    if not isinstance(value, (int, Sequence)) or isinstance(value, (bool, str)):
+        raise TypeError(f"{name} must be an int, or a sequence with one for each grid axis ({axes}), got {value!r}")
     values = (value,) * axes if isinstance(value, int) else tuple(value)
     if len(values) != axes:
         raise ValueError(f"{name} must be an int or have one entry per grid axis ({axes}), got {values}")
-    if any(not isinstance(v, int) for v in values):
+    if any(isinstance(v, bool) or not isinstance(v, int) for v in values):
         raise TypeError(f"{name} must hold ints, got {values}")
     if any(v < least for v in values):
         raise ValueError(f"{name} must be at least {least} on every axis, got {values}")
@@ -122,8 +125,9 @@ def _scale(scale: float | Tensor | None, cosine: bool, qkv: Tensor) -> float | T
     if isinstance(scale, Tensor):
         check_beside("scale", scale, (qkv.shape[-2],), qkv, "qkv")
         return scale
-    if not isinstance(scale, (int, float)):
-        raise TypeError(f"scale must be None, a float or a (heads,) tensor, got {type(scale).__name__}")
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        raise TypeError(f"scale must be None, a float or a (heads,) tensor, got {scale!r}")
+    number("scale", scale)
     return float(scale)
 
 

@@ -152,5 +152,5 @@ def test_nan_spreads_to_its_sample_alone():
 def test_refusals(function, change, error, match):
     with pytest.raises(error, match=match):
         function(*change(*inputs(torch.float32)[0]))
-    with pytest.raises(TypeError, match="scale must be None or a float"):
+    with pytest.raises(TypeError, match="scale must be a float or an int"):
         function(*inputs(torch.float32)[0], scale="half")

@@ -13,6 +13,7 @@ import torch
 import medfast_kernels as mk
 from medfast_kernels import _dispatch
 from medfast_kernels.__main__ import main
+from medfast_kernels._examples import examples
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 cpp_only = pytest.mark.skipif(_dispatch.WHY_NO_CPP is not None, reason=str(_dispatch.WHY_NO_CPP))
@@ -165,6 +166,24 @@ def test_the_table_names_every_operator_and_backend(capsys, monkeypatch):
         assert sum(said[operator, name] == "chosen" for name in _dispatch.BACKENDS) == 1
     assert said["attention_mask", "triton"] == "it has no triton kernel"
     assert said["class_attention", "cuda"] == "it has no cuda kernel"
+
+
+@pytest.mark.parametrize(("asked", "said"), [("triton", "cannot: "), ("fastest", "MEDFAST_BACKEND must be one of")])
+def test_the_table_tells_of_a_backend_that_is_asked_for_and_cannot_run(monkeypatch, capsys, asked, said):
+    monkeypatch.setenv("MEDFAST_BACKEND", asked)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert out.count("ERROR") >= len(_dispatch.OPERATORS) and said in out
+    assert all(f"  {operator:<16} reference" in out for operator in _dispatch.OPERATORS)
+
+
+@pytest.mark.parametrize("operator", _dispatch.OPERATORS)
+def test_shapes_without_numbers(operator):
+    """On the meta device, where models are laid out before their weights are there."""
+    for example in examples(operator):
+        made = example.call(**{name: x.to("meta") for name, x in example.tensors.items()})
+        assert all(x is None or x.is_meta for x in (made if isinstance(made, tuple) else (made,)))
 
 
 def test_a_triton_that_is_too_old_is_refused_by_its_version(monkeypatch):

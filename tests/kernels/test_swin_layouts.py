@@ -94,12 +94,23 @@ def test_reasons():
     for kind in ("forward", "forward_pre", "full_backward", "full_backward_pre"):
         hook = lambda block, kind=kind: getattr(block.attn, f"register_{kind}_hook")(lambda *_: None)  # noqa: E731
         assert "hooks are registered" in each(hook)
+    watched = lambda block: block.attn.softmax.register_forward_hook(lambda *_: None)  # noqa: E731  attention rollout
+    assert "hooks are registered on softmax" in each(watched)
+    assert "attn_drop is a Tanh" in each(lambda block: setattr(block.attn, "attn_drop", nn.Tanh()))
     assert "relative_position_index is not" in each(lambda block: block.attn.relative_position_index.add_(1))
     assert "qkv is a Bilinear" in each(lambda block: setattr(block.attn, "qkv", nn.Bilinear(8, 8, 24)))
     assert "an entry per axis" in each(lambda block: setattr(block, "window_size", 4))
     assert "no layout known here fits WindowAttention3D inside Odd" in each(
         lambda block: setattr(block, "__class__", Odd)
     )
+
+
+def test_an_identity_in_the_place_of_dropout():
+    model = VideoSwin()
+    for layer in model:
+        for block in layer.blocks:
+            block.attn.attn_drop = nn.Identity()
+    assert all(row.new is not None for row in mk.swin.accelerate(model))
 
 
 def test_tokens_that_do_not_come_back(monkeypatch):

@@ -1,4 +1,4 @@
-"""The C++ kernels against the definition: every mode, any number of threads. test_isa.py runs these on each instruction set."""
+"""The C++ kernels against the definition: every mode, any number of threads; every instruction set by test_isa.py."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -144,7 +144,7 @@ def test_a_bias_of_the_lowest_number_there_is(dtype):
 
 
 def test_large_scores():
-    """The backward makes the scores of the forward again, to the last bit, else their rounding is an error of weights."""
+    """The backward makes the scores of the forward again, to the last bit: their rounding is no error of weights."""
     qkv, bias, options = arguments(NAMED["stage one"], torch.float32)
     options |= {"scale": 1e3}
     exact = values_and_gradients(
@@ -198,16 +198,53 @@ def test_same_bits_on_any_number_of_threads():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize(("heads", "window"), [(3, 7), (8, 4)])
+def test_same_bits_every_time(heads, window):
+    """Of sizes at which torch's own index_put adds atomically, and without the mode that keeps it from that."""
+    torch.use_deterministic_algorithms(False)
+    case = {"grid": (window + 1,) * 3, "window": window, "shift": 1, "heads": heads, "dim": 8, "batch": 1}
+    qkv, bias, options = arguments(case, torch.float32)
+    first, *others = (values_and_gradients(cpp, qkv, bias, options) for _ in range(8))
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+REFUSED = {
+    "window of no token": {"window": (0, 2)}, "an axis short": {"window": (2,)}, "shift": {"shift": (2, 0)},
+    "shift below zero": {"shift": (-1, 0)}, "scale": {"scale": torch.ones(1)}, "bias": {"bias": torch.ones(2, 3, 3)},
+    "rows": {"bias": torch.ones(9, 2), "rows": torch.full((4, 4), 9)}, "pads": {"pad_value": torch.ones(3)},
+    "keep": {"keep": torch.ones(3, dtype=torch.bool)}, "draw": {"draw": torch.ones(1, 3, dtype=torch.int64)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_the_operator_refuses_what_would_end_the_process(name):
+    """The public function refuses it before; a graph that was exported has the operator alone."""
+    given = {
+        "qkv": torch.ones(2, 4, 4, 3, 2, 5), "bias": None, "rows": None, "scale": torch.ones(2), "pad_value": None,
+        "keep": None, "draw": None, "window": (2, 2), "shift": (0, 0), "cosine": False, "live_pads": True,
+        "dropout": 0.0, "seed": 0,
+    }  # fmt: skip
+    operator = getattr(torch.ops, _dispatch.NAMESPACE).window_attention
+    assert operator(**given)[0].shape == (2, 4, 4, 10)
+    with pytest.raises(RuntimeError, match="must|needs|there must be"):
+        operator(**{**given, **REFUSED[name]})
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_opcheck(dtype):
     qkv, bias, _ = arguments({"grid": (5, 4, 3), "window": 3, "bias": "dense"}, dtype)
     operator = getattr(torch.ops, _dispatch.NAMESPACE).window_attention
     scale, pads = torch.ones(2, dtype=dtype), torch.ones(3, 2, 5, dtype=dtype, requires_grad=True)
     rest = ((3, 3, 3), (1, 1, 0), False, True)
-    for options in ((bias, scale, pads, None, None), (None, scale, None, torch.tensor([True, False]), None)):
+    table, rows = torch.ones(7, 2, dtype=dtype, requires_grad=True), torch.arange(27 * 27).view(27, 27) % 7
+    for options in (
+        (bias, None, scale, pads, None, None), (None, None, scale, None, torch.tensor([True, False]), None),
+        (table, rows, scale, None, None, None),
+    ):  # fmt: skip
         torch.library.opcheck(operator, (qkv, *options, *rest, 0.0, 0))
     draw = torch.tensor([[3, 0, 1], [4, 0, 1]])
-    given = (qkv.detach(), bias.detach(), scale, pads.detach(), None, draw, *rest, 0.5, 7)
+    given = (qkv.detach(), bias.detach(), None, scale, pads.detach(), None, draw, *rest, 0.5, 7)
     torch.library.opcheck(operator, given)
     out, softmax = operator(*given)
     backward = getattr(torch.ops, _dispatch.NAMESPACE).window_attention_backward
@@ -217,7 +254,6 @@ def test_opcheck(dtype):
 
 @pytest.mark.parametrize("name", ["stage one", "clipped, sliced", "dropout"])
 def test_a_profile_shows_its_own_operators(name):
-    """Beside them the rows of the table are looked up, and their gradients added."""
     qkv, bias, options = arguments(NAMED[name], torch.float32)
     run = lambda: values_and_gradients(mk.window_attention, qkv, bias, options)  # noqa: E731
-    assert_runs_its_own(run, "window_attention", "window_attention_backward", beside=["index_put"])
+    assert_runs_its_own(run, "window_attention", "window_attention_backward")

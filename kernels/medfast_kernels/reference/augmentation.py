@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._augmentation import MIRRORED, NEUTRAL, TRANSPOSED, Augment, Number, check
+from .._checks import no_autocast
 from ..key import Key
 from .random import random_normal
 
@@ -31,7 +32,7 @@ def run(problem: Augment) -> Tensor:
     noise = None
     if problem.key is not None:
         noise = random_normal(problem.size, key=problem.key, device=out.device)
-    with torch.autocast(out.device.type, enabled=False):
+    with no_autocast(out.device):
         for i, numbers in enumerate(problem.numbers.tolist()):
             view = change(_placed(problem, i), **dict(zip(NEUTRAL, numbers, strict=True)))
             if noise is not None and numbers[-1]:

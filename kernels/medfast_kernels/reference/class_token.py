@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._checks import no_autocast
 from .._class_token import Problem, check
 
 
@@ -16,7 +17,7 @@ def class_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = No
 def attend(problem: Problem) -> tuple[Tensor, Tensor]:
     """out (b, heads * dim) and attention (b, n)."""
     q, k, v, scale, dtype = problem
-    with torch.autocast(q.device.type, enabled=False):
+    with no_autocast(q.device):
         logits = torch.einsum("bhd,bnhd->bhn", q.to(dtype) * scale, k.to(dtype))
         weights = logits.softmax(dim=-1)
         out = torch.einsum("bhn,bnhd->bhd", weights, v.to(dtype)).flatten(1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._checks import no_autocast
 from .._contrast import Problem, check
 
 
@@ -31,7 +32,7 @@ def token_contrast(
 def contrast(problem: Problem) -> Tensor:
     """The mean over anchors of log sum_j exp(logit_ij) - logit_ip, a scalar."""
     views, volumes, positions, _ = problem.z.shape
-    with torch.autocast(problem.z.device.type, enabled=False):
+    with no_autocast(problem.z.device):
         z = problem.z.to(problem.dtype).flatten(0, 2)
         token = torch.arange(len(z), device=z.device)
         crop, position = token // positions % volumes, token % positions

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._checks import no_autocast
 from .._window import Problem, bias_rows, check
 from ..key import Key
 from .random import random_uniform
@@ -74,14 +75,14 @@ def window_attention_weights(
         qkv, bias, window=window, shift=shift, scale=scale, cosine=cosine, pad=pad, pad_value=pad_value, clip=clip,
         bias_index=bias_index, dropout=0.0, keep=None, key=None,
     )  # fmt: skip
-    with torch.autocast(qkv.device.type, enabled=False):
+    with no_autocast(qkv.device):
         q, k, _ = _windows(problem)
         return _weights(problem, q, k)
 
 
 def attend(problem: Problem) -> Tensor:
     """(b, *grid, heads * dim) in the dtype of qkv; 16-bit input is computed in fp32."""
-    with torch.autocast(problem.qkv.device.type, enabled=False):
+    with no_autocast(problem.qkv.device):
         q, k, v = _windows(problem)
         weights = _weights(problem, q, k)
         if problem.dropout:

@@ -50,12 +50,13 @@ def accelerate(model: nn.Module) -> list[Row]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     modules = dict(model.named_modules())
-    rows = {}
-    for name, module in modules.items():
+    plans = {}
+    for name, module in modules.items():  # all of them before the first swap: an error leaves the model as it was
         layout = next((layout for layout in LAYOUTS if layout.recognises(module)), None)
         if layout is not None:
-            row = _swap(name, module, layout.plan(module))
-            rows[row.name] = row
+            plans[name] = layout.plan(module)
+    swapped = [_swap(name, modules[name], plan) for name, plan in plans.items()]
+    rows = {row.name: row for row in swapped}
     for name, module in modules.items():
         swap_layer(module)
         if name not in rows and _attends_in_windows(module):

@@ -96,6 +96,7 @@ class TableAttention(Attention):
 
 
 TABLE_ANATOMY = {"qkv", "attn_drop", "proj", "proj_drop", "softmax", "relative_position_bias_table"}
+_HOOKS = ("forward_pre", "forward", "backward_pre", "backward")
 BLOCK_ANATOMY = {"norm1", "attn", "drop_path", "norm2", "mlp"}
 
 
@@ -125,14 +126,19 @@ def unfit_attention(attention: Any, anatomy: set[str], dropout: float | None = N
         return f"{type(attention).__name__} has no {', '.join(missing)}"
     if not isinstance(attention.qkv, nn.Linear):
         return f"qkv is a {type(attention.qkv).__name__}, not a Linear: what it makes of padding is not known"
-    rate = attention.attn_drop.p if dropout is None else dropout
+    drop = getattr(attention, "attn_drop", None)
+    if dropout is None and not isinstance(drop, (nn.Dropout, nn.Identity)):
+        return f"attn_drop is a {type(drop).__name__}, no Dropout or Identity: what it makes of weights is not known"
+    rate = getattr(drop, "p", 0.0) if dropout is None else dropout
     if rate > 0:
         return (
             f"attention dropout {rate} draws from torch's generator, which the operator does not: build the model "
             "with 0, or set it to 0 before for a model that only evaluates"
         )
-    if any(getattr(attention, f"_{when}_hooks") for when in ("forward_pre", "forward", "backward_pre", "backward")):
-        return "hooks are registered on it, and would see a map where they expect windows: remove them before"
+    inside = ((name, getattr(attention, name, None)) for name in ("softmax", "attn_drop"))
+    for name, part in (("it", attention), *inside):
+        if any(getattr(part, f"_{when}_hooks", None) for when in _HOOKS):
+            return f"hooks are registered on {name}, and would see a map where they expect windows: remove them before"
     return _unfit_index(attention)
 
 
