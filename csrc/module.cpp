@@ -24,9 +24,14 @@ void check(const Sizes& grid, const Sizes& window, const Sizes& shift) {
       throw py::value_error("grid and window must be at least 1 and 0 <= shift < window on every axis");
 }
 
-py::dict window_plan(const Sizes& grid, const Sizes& window, const Sizes& shift, bool live_pads, int64_t batch,
-                     int64_t heads) {
+py::dict window_plan(const Sizes& grid, Sizes window, Sizes shift, bool live_pads, int64_t batch, int64_t heads,
+                     bool clip) {
   check(grid, window, shift);
+  std::vector<bool> clips;
+  for (size_t i = 0; i < grid.size(); ++i) {
+    clips.push_back(clip && grid[i] <= window[i]);
+    if (clips.back()) window[i] = grid[i], shift[i] = 0;
+  }
   const Axes axes = three_axes(grid, window, shift);
   const Plan plan = make_plan(axes, live_pads);
   Sizes counts, padded;
@@ -35,6 +40,7 @@ py::dict window_plan(const Sizes& grid, const Sizes& window, const Sizes& shift,
     padded.push_back(axes[i].padded);
   }
   py::dict shown;
+  shown["clips"] = clips;
   shown["padded"] = padded;
   shown["counts"] = counts;
   shown["windows"] = plan.windows;
@@ -54,7 +60,9 @@ PYBIND11_MODULE(_facts, m) {
   m.doc() = "Build facts of the C++ library and the plan of windows that its CPU kernels compute with.";
   m.def("facts", &facts, "How the library was built: compiler, flags, instruction sets, architectures, ABI, sources.");
   m.def("window_plan", &window_plan, "grid"_a, "window"_a, "shift"_a, "live_pads"_a = true, "batch"_a = 1, "heads"_a = 1,
-        "The plan of one sample, for effective windows and shifts. padded, counts: per axis. windows, tokens: of a "
+        "clip"_a = false,
+        "The plan of one sample. clips: which axes got a window of their own length and no shift, because clip is set "
+        "and they are no longer than theirs. padded, counts: per axis. windows, tokens: of a "
         "sample and of a window. pads: places that hold no token. source, region: windows x tokens, row by row: the "
         "token of the grid, -1 for padding, and who sees whom. masked: windows with more than one region. launch: "
         "chunks of windows that threads share, times heads.");

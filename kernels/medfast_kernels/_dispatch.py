@@ -253,6 +253,19 @@ def build_facts() -> dict[str, Any]:
     return told if told["namespace"] == NAMESPACE else {}
 
 
+def window_plan(grid: list[int], window: list[int], shift: list[int], heads: int) -> str | None:
+    """How window attention on CPU would go about one sample, in a line; None without the module that tells it."""
+    if not build_facts():
+        return None
+    plan = import_module("._facts", __package__).window_plan(grid, window, shift, heads=heads, clip=True)
+    clipped = [axis for axis, clips in enumerate(plan["clips"]) if clips]
+    return (
+        f"grid {grid}, window {window}, shift {shift}, {heads} heads: {plan['windows']} windows of {plan['tokens']} "
+        f"tokens, {sum(plan['masked'])} of them masked, {plan['pads']} pads, axes clipped: {clipped or 'none'}, "
+        f"{plan['launch'][0]} chunks x {plan['launch'][1]} heads for {torch.get_num_threads()} threads"
+    )
+
+
 def facts() -> dict[str, str]:
     """What is built and where it runs."""
     facts = {"torch": torch.__version__, "operators": f"torch.ops.{NAMESPACE}"}
@@ -262,4 +275,6 @@ def facts() -> dict[str, str]:
         facts["threads"] = str(torch.get_num_threads())
         for name, told in build_facts().items():
             facts[name] = ", ".join(told) or "none" if isinstance(told, list) else told
+        if (planned := window_plan([32] * 3, [4] * 3, [2] * 3, 4)) is not None:  # SMART's first stage at 64^3
+            facts["plan of windows"] = planned
     return facts

@@ -65,6 +65,16 @@ def test_a_plan_of_nothing_is_refused(bad):
         _facts.window_plan(*bad)
 
 
+def test_clipped_axes_are_those_of_the_public_function():
+    case = {"grid": (9, 3, 4), "window": (4, 4, 4), "shift": (2, 1, 2)}
+    problem = problem_of({**case, "clip": True, "pad": "bias", "bias_index": "geometric"})
+    plan = _facts.window_plan(*case.values(), clip=True)
+    assert plan["clips"] == [False, True, True] and tuple(plan["counts"]) == problem.counts
+    assert plan["tokens"] == problem.tokens and tuple(plan["padded"]) == problem.padded
+    told = _dispatch.facts()["plan of windows"]
+    assert "512 windows of 64 tokens" in told and "axes clipped: none" in told and "4 heads" in told
+
+
 def test_the_facts_are_those_of_the_library():
     facts = _dispatch.build_facts()
     assert facts["namespace"] == _dispatch.NAMESPACE and "plain" in facts["instruction sets"]

@@ -13,6 +13,7 @@ from medfast_kernels import _dispatch
 
 pytestmark = pytest.mark.skipif(_dispatch.WHY_NO_CPP is not None, reason=str(_dispatch.WHY_NO_CPP))
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 3e-5}
+ROUNDINGS = 8  # of the largest entry of a tensor
 
 
 @pytest.fixture(autouse=True)
@@ -66,12 +67,12 @@ def test_any_problem(case):
     exact = values_and_gradients(mk.reference.window_attention, *rounded(qkv, bias, options, torch.float64))
     low = rounded(qkv, bias, options, torch.float32)
     results = [values_and_gradients(operator, *low) for operator in (cpp, mk.reference.window_attention)]
-    largest = max(1.0, *(x.abs().max().item() for x in exact))
-    few = 100 * torch.finfo(torch.float32).eps * largest  # of rounding: where terms cancel, eager is right by chance
+    eps = torch.finfo(torch.float32).eps
     if case["cosine"]:  # the gradient of x / |x| is divided by |x|, and so is its rounding
-        few /= min(1.0, qkv[..., :2, :, :].norm(dim=-1).min().item())
+        eps /= min(1.0, qkv[..., :2, :, :].norm(dim=-1).min().item())
     for i, (ours, theirs, truth) in enumerate(zip(*results, exact, strict=True)):
-        assert (ours - truth).abs().max() <= (3 if i else 2) * (theirs - truth).abs().max() + few
+        least = ROUNDINGS * eps * truth.abs().max() if truth.numel() else 0.0  # eager is right by chance at times
+        assert (ours - truth).abs().max() <= (3 if i else 2) * max((theirs - truth).abs().max(), least)
 
 
 def rounded(qkv, bias, options, dtype):
