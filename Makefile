@@ -63,6 +63,7 @@ soak: $(VENV)/.dev
 wheels: $(VENV)/.core
 	rm -rf kernels/build
 	MEDFAST_EXT=1 $(BIN)/python -m pip wheel --disable-pip-version-check --no-deps --wheel-dir dist ./kernels
+	rm -rf kernels/build kernels/*.egg-info
 
 OLDEST := $(CURDIR)/build/oldest
 oldest:
