@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from .key import Key
 NAMESPACE = (__package__ or "medfast_kernels").replace(".", "_")  # of torch.ops: a vendored copy gets its own
 TRACED = hasattr(torch.library, "custom_op")  # torch 2.4: before it, no graph holds an operator that Python defines
 INTEGER = (int, *([torch.SymInt] if hasattr(torch, "SymInt") else []))  # a compiled graph's sizes are SymInt
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 Share = TypeVar("Share", bound="float | Tensor | None")
 
 
@@ -36,6 +37,18 @@ def switch(name: str, value: object) -> None:
         raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
+def floating(x: object) -> TypeGuard[Tensor]:
+    """Whether it is a tensor of numbers that operators compute with: of 16, 32 or 64 bits, and not sparse."""
+    return isinstance(x, Tensor) and x.dtype in FLOATING and x.layout is torch.strided
+
+
+def kind(x: object) -> str:
+    """What it is, for errors."""
+    if not isinstance(x, Tensor):
+        return type(x).__name__
+    return str(x.dtype) if x.layout is torch.strided else f"{x.dtype}, {x.layout}"
+
+
 def wide(dtype: torch.dtype) -> torch.dtype:
     """What is computed in: fp32 for 16 bits."""
     return torch.promote_types(dtype, torch.float32)
@@ -45,8 +58,8 @@ def check_beside(name: str, value: Tensor, shape: tuple[int, ...], x: Tensor, of
     """Refuse a floating tensor that does not go with ``x``, which is the argument ``of``."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-    if not value.is_floating_point():
-        raise TypeError(f"{name} must be a floating tensor, got {value.dtype}")
+    if not floating(value):
+        raise TypeError(f"{name} must be a floating tensor, got {kind(value)}")
     if tuple(value.shape) != shape:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
     check_device(name, value, x, of)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import number, wide
+from ._checks import floating, kind, number, wide
 
 
 class Problem(NamedTuple):
@@ -23,8 +23,8 @@ class Problem(NamedTuple):
 def check(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Problem:
     """Refuse what no backend could mean."""
     for name, x in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise TypeError(f"{name} must be a floating tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+        if not floating(x):
+            raise TypeError(f"{name} must be a floating tensor, got {kind(x)}")
     if q.dim() != 3 or k.dim() != 4 or k.shape != v.shape or q.shape != (k.shape[0], *k.shape[2:]) or k.shape[1] < 2:
         raise ValueError(
             "q must be (b, heads, dim) and k, v (b, 1 + n, heads, dim) with n >= 1, got "

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import check_device, one_of, reads_values, wide
+from ._checks import check_device, floating, kind, one_of, reads_values, wide
 
 WEIGHT_MODES = ("exp", "logit")
 
@@ -53,8 +53,8 @@ def check(
     """Refuse what no backend could mean; with MEDFAST_CHECK=1 also rows of z that are not of length 1."""
     if not isinstance(z, Tensor):
         raise TypeError(f"z must be a tensor, got {type(z).__name__}")
-    if not z.is_floating_point():
-        raise TypeError(f"z must be a floating tensor, got {z.dtype}")
+    if not floating(z):
+        raise TypeError(f"z must be a floating tensor, got {kind(z)}")
     if z.dim() != 4 or z.shape[0] != 2:
         raise ValueError(f"z must be (2 views, volumes, positions, dim), got {tuple(z.shape)}; "
                          "for SimCLR's (2, batch, dim) it is z.unsqueeze(2)")  # fmt: skip

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import check_device, number, one_of, with_samples, within
+from ._checks import check_device, floating, kind, number, one_of, with_samples, within
 from .key import Key
 
 HINT_MODES = ("random", "top")
@@ -64,10 +64,8 @@ def check(
     key: Key = Key(0),  # noqa: B008 - an immutable tuple
 ) -> Problem:
     """Refuse what no backend could mean, then work out the counts."""
-    if not isinstance(attention, Tensor) or not attention.is_floating_point():
-        raise TypeError(
-            f"attention must be a floating tensor, got {getattr(attention, 'dtype', type(attention).__name__)}"
-        )
+    if not floating(attention):
+        raise TypeError(f"attention must be a floating tensor, got {kind(attention)}")
     if attention.dim() != 2 or attention.shape[1] < 1:
         raise ValueError(f"attention must be (b, n) with n >= 1, got {tuple(attention.shape)}")
     one_of("hint_mode", hint_mode, HINT_MODES)
@@ -107,7 +105,7 @@ def _count(n: int, *shares: float | Tensor) -> int | Tensor:
 def _check_shares(attention, ratio, hint, hint_ratio, hint_mode: str, order: str) -> None:
     for name, share in (("ratio", ratio), ("hint", hint), ("hint_ratio", hint_ratio)):
         if isinstance(share, Tensor) and name != "hint":
-            if tuple(share.shape) != attention.shape[:1] or not share.is_floating_point():
+            if tuple(share.shape) != attention.shape[:1] or not floating(share):
                 got = f"{share.dtype} {tuple(share.shape)}"
                 raise ValueError(f"{name} must be a float or a floating ({len(attention)},) tensor, got {got}")
             if share.dtype not in (torch.float32, torch.float64):  # 16 bits do not tell 0.7 n from its neighbours

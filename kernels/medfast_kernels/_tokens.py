@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import INTEGER, check_beside, check_device, reads_values
+from ._checks import INTEGER, check_beside, check_device, floating, kind, reads_values
 
 
 class Drop(NamedTuple):
@@ -45,15 +45,15 @@ def check_restore(y: Tensor, ids: Tensor, n: int, fill: Tensor) -> Restore:
 
 
 def _rows(name: str, x: Tensor, shape: str) -> None:
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError(f"{name} must be a floating tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+    if not floating(x):
+        raise TypeError(f"{name} must be a floating tensor, got {kind(x)}")
     if x.dim() != 3:
         raise ValueError(f"{name} must be {shape}, got {tuple(x.shape)}")
 
 
 def _ids(ids: Tensor, count: int | None, n: int, x: Tensor, of: str) -> Tensor:
     if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
-        raise TypeError(f"ids must be an int64 tensor, got {getattr(ids, 'dtype', type(ids).__name__)}")
+        raise TypeError(f"ids must be an int64 tensor, got {kind(ids)}")
     check_device("ids", ids, x, of)
     if ids.dim() != 2 or ids.shape[0] != len(x) or (count is not None and ids.shape[1] != count):
         expected = f"({len(x)}, {'count' if count is None else count})"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import check_beside, check_device, number, one_of, switch, with_samples
+from ._checks import check_beside, check_device, floating, kind, number, one_of, switch, with_samples
 from .key import Key
 
 PADS = ("bias", "mask")
@@ -69,8 +69,8 @@ def check(
     """Refuse what no backend could mean, then work out windows, padding and shift."""
     if not isinstance(qkv, Tensor):
         raise TypeError(f"qkv must be a tensor, got {type(qkv).__name__}")
-    if not qkv.is_floating_point():
-        raise TypeError(f"qkv must be a floating tensor, got {qkv.dtype}")
+    if not floating(qkv):
+        raise TypeError(f"qkv must be a floating tensor, got {kind(qkv)}")
     if qkv.dim() not in (6, 7) or qkv.shape[-3] != 3:
         raise ValueError(f"qkv must be (b, *grid, 3, heads, dim) with a grid of 2 or 3 axes, got {tuple(qkv.shape)}")
     batch, grid, (heads, dim) = qkv.shape[0], tuple(qkv.shape[1:-3]), qkv.shape[-2:]
@@ -95,7 +95,7 @@ def check(
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout must be in [0, 1), got {dropout}")
     if keep is not None and (not isinstance(keep, Tensor) or keep.dtype != torch.bool):
-        raise TypeError(f"keep must be a (b,) bool tensor, got {getattr(keep, 'dtype', type(keep).__name__)}")
+        raise TypeError(f"keep must be a (b,) bool tensor, got {kind(keep)}")
     if keep is not None and tuple(keep.shape) != (batch,):
         raise ValueError(f"keep must be (b,) = ({batch},), got {tuple(keep.shape)}")
     if keep is not None:
@@ -135,8 +135,8 @@ def _check_bias(bias: Tensor | None, heads: int, full: tuple[int, ...], tokens: 
     if bias is None:
         return
     rows = math.prod([2 * w - 1 for w in full])
-    if not isinstance(bias, Tensor) or not bias.is_floating_point():
-        raise TypeError(f"bias must be None or a floating tensor, got {getattr(bias, 'dtype', type(bias).__name__)}")
+    if not floating(bias):
+        raise TypeError(f"bias must be None or a floating tensor, got {kind(bias)}")
     if tuple(bias.shape) not in ((rows, heads), (heads, tokens, tokens)):
         raise ValueError(
             f"bias must be a table ({rows}, {heads}) = (prod(2 * window - 1), heads) or dense "

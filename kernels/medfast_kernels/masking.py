@@ -35,7 +35,8 @@ def attention_mask(
     sample's draw belongs to token i, and the top tokens with the smallest numbers are shown, the lowest index first
     among equals; its samples are 0, 1, ... if it has none.
 
-    ratio and hint_ratio may be (b,) floating tensors, one share per sample; 0 leaves a sample whole.
+    ratio and hint_ratio may be (b,) tensors of fp32 or fp64, one share per sample; 0 leaves a sample whole. A ratio of
+    these that is below hint is no error, since a GPU would have to be waited for.
 
     Returns where (b, n) bool, True = hidden, and hidden and visible, (b, count) ascending int64 ids, or None and None
     if ratio is a tensor, or hint_ratio where hints are drawn, since counts then differ between samples.

@@ -178,6 +178,28 @@ def test_the_table_tells_of_a_backend_that_is_asked_for_and_cannot_run(monkeypat
     assert all(f"  {operator:<16} reference" in out for operator in _dispatch.OPERATORS)
 
 
+FIRST = {  # the first tensor of each operator, of ones
+    "window_attention": lambda x: mk.window_attention(x(1, 4, 4, 3, 1, 8), window=2),
+    "class_attention": lambda x: mk.class_attention(x(1, 2, 8), x(1, 4, 2, 8), x(1, 4, 2, 8)),
+    "attention_mask": lambda x: mk.attention_mask(x(2, 8), 0.5),
+    "drop_tokens": lambda x: mk.drop_tokens(x(1, 4, 8), torch.zeros(1, 1, dtype=torch.int64)),
+    "restore_tokens": lambda x: mk.restore_tokens(x(1, 1, 8), torch.zeros(1, 1, dtype=torch.int64), 4, x(8)),
+    "token_contrast": lambda x: mk.token_contrast(x(2, 2, 2, 8)),
+}
+
+
+@pytest.mark.parametrize("name", FIRST)
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpp", marks=cpp_only)])
+def test_numbers_that_nobody_computes_with(name, backend):
+    with mk.backend(backend):
+        for make in (
+            lambda *size: torch.ones(size).to_sparse(),
+            lambda *size: torch.ones(size).to(torch.float8_e4m3fn),
+        ):
+            with pytest.raises(TypeError, match="must be a floating tensor, got torch.float(32, torch.sparse|8)"):
+                FIRST[name](make)
+
+
 @pytest.mark.parametrize("operator", _dispatch.OPERATORS)
 def test_shapes_without_numbers(operator):
     """On the meta device, where models are laid out before their weights are there."""
