@@ -47,7 +47,7 @@ def test_nothing_changes(operator, name):
 
 RAW = {
     "window_attention": lambda x: (
-        x(1, 4, 4, 3, 2, 5), None, x(2), None, None, None, (2, 2), (1, 1), False, True, 0.0, 0
+        x(1, 4, 4, 3, 2, 5), None, None, x(2), None, None, None, (2, 2), (1, 1), False, True, 0.0, 0
     ),
     "class_attention": lambda x: (x(2, 3, 4), x(2, 9, 3, 4), x(2, 9, 3, 4), 0.5),
     "token_contrast": lambda x: (x(2, 3, 4, 5), None, 0.5, 1.0, 0.0, 0, 3),
